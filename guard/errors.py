@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Errors a user can meet: the docstring is the message, with its remedy.
+
+Every class carries the exit status of the program that ends with it, in the
+numbers of sysexits.h, so that scripts can tell a bad policy from a kernel that
+cannot run the guard.
+"""
+
+from __future__ import annotations
+
+import os
+
+# sysexits.h
+EX_USAGE = 64
+EX_DATAERR = 65
+EX_NOINPUT = 66
+EX_UNAVAILABLE = 69
+EX_OSERR = 71
+EX_TEMPFAIL = 75
+EX_NOPERM = 77
+EX_CONFIG = 78
+
+
+class GuardError(Exception):
+    """Something failed."""
+
+    exit_status = 1
+
+    def __init__(self, *args: object, hint: str = "") -> None:
+        """Fill the docstring's {} with args; hint says what to do about it."""
+        super().__init__(*args)
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return (type(self).__doc__ or "").format(*self.args)
+
+    def report(self) -> str:
+        """Give the message and, on a line of its own, what to do."""
+        return f"{self}\n  {self.hint}" if self.hint else str(self)
+
+
+class NotRoot(GuardError):
+    """{} works on the kernel and must be run as root: try sudo."""
+
+    exit_status = EX_NOPERM
+
+
+class KernelError(GuardError):
+    """kernel: {0}: {1}"""
+
+    exit_status = EX_OSERR
+
+    def __init__(self, what: str, error: int, hint: str = "") -> None:
+        """Tell what was tried and the errno (positive) it ended in."""
+        super().__init__(what, os.strerror(error), hint=hint)
+        self.errno = error
+
+
+class AbiMismatch(GuardError):
+    """the compiled object and this Python code disagree: {}"""
+
+    exit_status = EX_UNAVAILABLE
+
+
+class NotLoaded(GuardError):
+    """no guard is loaded under {}"""
+
+    exit_status = EX_UNAVAILABLE
+
+
+class PolicyError(GuardError):
+    """{}: {}"""
+
+    exit_status = EX_CONFIG
+
+
+class JournalError(GuardError):
+    """journal: {}"""
+
+    exit_status = EX_UNAVAILABLE
+
+
+class TornEvent(GuardError):
+    """an event from the kernel makes no sense: {}"""
+
+    exit_status = EX_DATAERR

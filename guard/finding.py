@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the guard found: one Finding is one entry of the journal.
+
+origin.py makes them from events, journal.py writes and reads them, query.py
+and the verbs of guardctl show them.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+
+class Kind(enum.Enum):
+    """The kinds of finding; the value stands in SMTPGUARD_KIND for ever."""
+
+    DENIED = "denied"
+    WOULD_DENY = "would-deny"
+    REDIRECTED = "redirected"
+    ALLOWED = "allowed"
+    LOCAL = "local"
+    CLOSED = "closed"
+    SUMMARY = "summary"
+    LOST = "lost"
+    POLICY_LOADED = "policy-loaded"
+    POLICY_REFUSED = "policy-refused"
+    LOADED = "loaded"
+    UNLOADED = "unloaded"
+    PRE_EXISTING = "pre-existing"
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A parent of the caller."""
+
+    pid: int
+    uid: int
+    comm: str
+    start_ns: int  # CLOCK_BOOTTIME
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A connection that was judged, or the end of one.
+
+    Texts are as the kernel gave them (surrogateescape for bytes that are not
+    UTF-8); whoever prints one escapes it. None means not known, which only
+    happens for the reasons named in `incomplete`.
+    """
+
+    kind: Kind
+    time_us: int  # CLOCK_REALTIME, of the connect()
+    seq: int
+    connection: str  # unique: boot id and socket cookie
+    verdict: str  # deny, allow, redirect: what the rule says, whatever the mode
+    mode: str  # observe, enforce
+    direction: str  # outbound, local
+    rule: str | None  # its name; None: no rule matched
+    outcome: str  # denied, syn-sent, closed, refused, timed-out, failed, not-sent
+    pid: int
+    tid: int
+    ppid: int | None
+    start_us: int  # CLOCK_REALTIME, of the process
+    uid: int
+    user: str | None
+    gid: int
+    group: str | None
+    real_uid: int
+    real_gid: int
+    loginuid: int | None
+    session: int | None
+    comm: str
+    exe: str | None
+    exe_device: str  # major:minor
+    exe_inode: int
+    exe_nlink: int
+    args: tuple[str, ...]
+    cwd: str
+    unit: str | None  # systemd's, from the cgroup path
+    container: str | None  # engine:id, from the cgroup path
+    cgroup: str
+    netns: int  # inode of /proc/PID/ns/net
+    ancestors: tuple[Process, ...]
+    src: tuple[str, int] | None  # None: the connection never got a source port
+    dst: tuple[str, int]
+    via: tuple[str, int] | None  # where it was redirected to
+    error: str | None  # errno name that ended it, ECONNREFUSED
+    bytes_sent: int
+    bytes_received: int
+    duration_us: int | None  # from connect() to the end
+    count: int = 1  # SUMMARY: how many connects it stands for
+    last_us: int = 0  # SUMMARY: CLOCK_REALTIME of the last of them
+    incomplete: tuple[str, ...] = field(default=())  # args-cut, cwd-cut, no-args, ...
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Something about the guard itself: policy loaded, events lost."""
+
+    kind: Kind
+    time_us: int
+    message: str
+    priority: int = 5  # syslog(3) level
+    fields: dict[str, str] = field(default_factory=dict)  # SMTPGUARD_ names, short
