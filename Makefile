@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# What a newcomer types. `make` alone lists the targets.
+
+PYTHON := .venv/bin/python
+OBJECT := guard/guard.bpf.o
+BPF_ARCH := $(patsubst aarch64,arm64,$(patsubst x86_64,x86,$(shell uname -m)))
+# asm/types.h stands in a directory of the machine's own on Debian.
+MULTIARCH := /usr/include/$(shell uname -m)-linux-gnu
+BPF_FLAGS := -O2 -g -target bpf -D__TARGET_ARCH_$(BPF_ARCH) -Wall -Werror \
+	-Ibpf -I$(MULTIARCH)
+# More for the program a target runs: make test ARGS='-k postfix'
+ARGS ?=
+
+ifneq ($(shell id -u),0)
+ifneq ($(filter setup run test demo bench,$(MAKECMDGOALS)),)
+$(error must be run as root, it works on the kernel: sudo make $(MAKECMDGOALS))
+endif
+endif
+
+.PHONY: help
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
+
+.PHONY: setup
+setup: ## all that is needed, on a fresh Debian 12 machine
+	@tests/setup.sh
+	@$(MAKE) --no-print-directory object
+
+.PHONY: object
+object: $(OBJECT) ## compile the kernel programs
+
+# The BTF that CO-RE needs survives llvm-strip -g, only DWARF goes.
+$(OBJECT): bpf/guard.bpf.c $(wildcard bpf/*.h) Makefile
+	clang $(BPF_FLAGS) -c $< -o $@.new
+	llvm-strip -g $@.new
+	mv $@.new $@
+
+.PHONY: run
+run: setup ## watch this host: guardd in observe mode, findings as they come
+	$(PYTHON) -m guard.daemon --foreground $(ARGS)
+
+.PHONY: test
+test: setup ## all tests
+	$(PYTHON) -m pytest $(ARGS)
+
+.PHONY: demo
+demo: setup ## a rogue script against a mail host, in network namespaces
+	@$(PYTHON) -m tests.lab.demo $(ARGS)
+
+.PHONY: bench
+bench: setup ## the figures of docs/, measured on this machine
+	$(PYTHON) -m tests.bench $(ARGS)
+
+.PHONY: lint
+lint: ## what tests/house checks: style, types, layers
+	$(PYTHON) -m pytest -q tests/house $(ARGS)
+
+.PHONY: format
+format: ## let ruff and clang-format lay out the code
+	.venv/bin/ruff check --fix-only --quiet .
+	.venv/bin/ruff format .
+	clang-format -i bpf/*.[ch]
+
+.PHONY: clean
+clean: ## remove what the targets above made
+	rm -rf .venv build dist *.egg-info $(OBJECT)
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find guard tests -name __pycache__ -prune -exec rm -rf {} +
