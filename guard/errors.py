@@ -9,6 +9,7 @@ cannot run the guard.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 
 # sysexits.h
 EX_USAGE = 64
@@ -72,6 +73,19 @@ class PolicyError(GuardError):
     """{}: {}"""
 
     exit_status = EX_CONFIG
+
+    def __init__(
+        self, where: str, what: str, hint: str = "", problems: Iterable[object] = ()
+    ) -> None:
+        """Tell the file and its first error; problems: all that was found."""
+        super().__init__(where, what, hint=hint)
+        self.problems = tuple(problems)
+
+    def report(self) -> str:
+        """Give every problem with its place and remedy."""
+        if not self.problems:
+            return super().report()
+        return "\n".join([*map(str, self.problems), f"{self.args[0]}: policy refused"])
 
 
 class JournalError(GuardError):

@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What is allowed: from TOML to the rows that the kernel compares.
+
+Reading order: model, units, files, source, fields, parse, check; then
+evaluate (the verdict in words) and rows (the same for the kernel).
+"""
+
+from guard.policy.evaluate import (
+    Caller,
+    Decision,
+    Destination,
+    Executable,
+    Trial,
+    evaluate,
+    exe_id,
+)
+from guard.policy.model import DEFAULT_FILE, Fold, Policy, Problem, Rule, printable
+from guard.policy.parse import load, parse
+from guard.policy.rows import Rows, compile_rows
+
+__all__ = [
+    "DEFAULT_FILE",
+    "Caller",
+    "Decision",
+    "Destination",
+    "Executable",
+    "Fold",
+    "Policy",
+    "Problem",
+    "Rows",
+    "Rule",
+    "Trial",
+    "compile_rows",
+    "evaluate",
+    "exe_id",
+    "load",
+    "parse",
+    "printable",
+]

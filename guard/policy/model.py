@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a policy is, once read: frozen facts, names turned into numbers.
+
+In a Rule, None means that the rule does not name this dimension. An empty
+tuple means that it names something which does not exist here (the user of a
+package that is not installed): such a rule matches nobody.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import textwrap
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from guard.abi import Direction, Mode, Verdict
+from guard.policy.units import UnitPattern
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+# RFC 6052 section 2.1: the same IPv4 destination, through a NAT64.
+NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+
+DEFAULT_FILE = Path("/etc/smtp-guard/policy.toml")
+DEFAULT_PORTS = frozenset({25, 465, 587})
+
+
+def printable(value: object, limit: int = 80) -> str:
+    """Give value as text that cannot harm a terminal, cut after limit."""
+    try:
+        text = str(value)
+    except ValueError:  # int beyond sys.get_int_max_str_digits()
+        text = "a very large number"
+    text = text if len(text) <= limit else text[:limit] + "..."
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode() for c in text
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something wrong in a policy: where, what, and what to do about it."""
+
+    severity: str  # error, warning
+    file: str
+    line: int | None  # from 1; None: not known
+    rule: str | None  # 'rule "postfix"', 'rule 3'
+    message: str
+    remedy: str
+
+    def __str__(self) -> str:
+        place = self.file if self.line is None else f"{self.file}:{self.line}"
+        what = f"{self.rule}: {self.message}" if self.rule else self.message
+        head = f"{place}: {self.severity}: {what}"
+        return "\n".join(_wrap(head, "") + _wrap(self.remedy, "  "))
+
+    def as_json(self) -> dict[str, object]:
+        """Give the fields as a JSON object."""
+        return asdict(self)
+
+
+def _wrap(text: str, indent: str) -> list[str]:
+    return textwrap.wrap(
+        text,
+        79,
+        initial_indent=indent,
+        subsequent_indent="  ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One [[rule]] or [[local.rule]]; all that it names must hold."""
+
+    number: int  # index into Policy.rules
+    name: str
+    direction: Direction
+    verdict: Verdict
+    units: tuple[UnitPattern, ...] | None = None
+    exes: tuple[Path, ...] | None = None
+    uids: tuple[int, ...] | None = None  # effective
+    gids: tuple[int, ...] | None = None  # effective
+    to: tuple[Network, ...] | None = None  # no IPv4-mapped IPv6 among them
+    ports: tuple[int, ...] | None = None
+    journal: bool | None = None  # None: not said
+    optional: bool = False
+    file: str = ""
+    line: int | None = None
+
+    @property
+    def label(self) -> str:
+        """Name the rule for a message."""
+        kind = "local rule" if self.direction is Direction.LOCAL else "rule"
+        return f'{kind} "{self.name}"'
+
+    @property
+    def rows(self) -> int:
+        """Count the row bits that the rule takes: one, or one a unit."""
+        return max(1, len(self.units or ()))
+
+
+@dataclass(frozen=True, slots=True)
+class Fold:
+    """How many findings come at once before repeats are only counted."""
+
+    window_ns: int = 5_000_000_000  # 0: never fold
+    denied: int = 5  # per identity, verdict, destination and window
+    local: int = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """All that a policy file and its includes say."""
+
+    mode: Mode
+    ports: frozenset[int]
+    rules: tuple[Rule, ...]  # outbound first, then local, each in match order
+    local_audit: bool = True
+    local_default: Verdict = Verdict.ALLOW
+    redirect4: tuple[str, int] | None = None  # None: IPv4 is denied instead
+    redirect6: tuple[str, int] | None = None
+    fold: Fold = Fold()
+    sha256: bytes = bytes(32)  # of all files, in the order read
+    files: tuple[Path, ...] = ()  # the policy file first, then its includes
+    exes: frozenset[Path] = frozenset()  # as named, and every link on the way
+    watch: frozenset[Path] = frozenset()  # a change of these needs a new load
+    warnings: tuple[Problem, ...] = ()
+
+    def rule_name(self, number: int) -> str | None:
+        """Name the rule of an event; None for NO_RULE or an unknown number."""
+        return self.rules[number].name if 0 <= number < len(self.rules) else None
+
+    def quiet(self, rule: Rule) -> bool:
+        """Tell whether what this rule lets pass makes no finding."""
+        if rule.verdict is not Verdict.ALLOW:
+            return False
+        if rule.journal is not None:
+            return not rule.journal
+        return rule.direction is Direction.OUTBOUND or not self.local_audit
+
+    @property
+    def default_quiet(self) -> bool:
+        """Tell whether a local connection without a rule makes no finding."""
+        return self.local_default is Verdict.ALLOW and not self.local_audit

@@ -1,0 +1,383 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""TOML tables -> Policy, with every problem of all its files in one run.
+
+Order: the policy file's own rules, then those of its includes, in the order
+named. First match wins, so what the admin wrote beats what is shipped.
+"""
+
+from __future__ import annotations
+
+import grp
+import hashlib
+import os
+import pwd
+import stat
+from dataclasses import replace
+from pathlib import Path
+
+from guard.abi import MAX_ROWS, NAME_LEN, Direction, Mode, Verdict
+from guard.errors import PolicyError
+from guard.policy.check import check_rules
+from guard.policy.fields import Table
+from guard.policy.files import doubt, links_on_the_way, walk
+from guard.policy.model import DEFAULT_PORTS, Fold, Policy, Rule, printable
+from guard.policy.source import (
+    MAX_FILES,
+    Problems,
+    Source,
+    find_include,
+    from_file,
+    from_text,
+    shipped_names,
+)
+from guard.policy.units import BadUnit, UnitPattern, unit_pattern
+
+_MAIN_KEYS = ("mode", "ports", "include", "rule", "local", "redirect", "fold")
+_INCLUDED_KEYS = ("include", "rule", "local")
+_RULE_KEYS = (
+    *("name", "unit", "exe", "user", "group", "to", "ports"),
+    *("verdict", "journal", "optional"),
+)
+_VERDICTS = {verdict.name.lower(): verdict for verdict in Verdict}
+_TO4, _TO6 = "127.0.0.1:25", "[::1]:25"
+_NAME_LIMIT = 64
+_ACCOUNTS = (Path("/etc/passwd"), Path("/etc/group"))
+
+
+def load(path: Path | str) -> Policy:
+    """Read a policy file and all that it includes.
+
+    Raises PolicyError with every problem found. What does not make the policy
+    unusable is in the warnings of the Policy.
+    """
+    problems = Problems()
+    main = from_file(Path(os.path.abspath(path)), problems, main=True)
+    return _build(str(path), main, problems)
+
+
+def parse(text: str, name: str = "policy.toml", directory: Path | None = None) -> Policy:
+    """Read a policy from text; includes are looked for in directory first.
+
+    Raises PolicyError with every problem found, as `load` does.
+    """
+    problems = Problems()
+    main = from_text(text, name, problems, directory=directory)
+    return _build(name, main, problems)
+
+
+def _build(name: str, main: Source | None, problems: Problems) -> Policy:
+    sources = _with_includes(main, problems) if main else []
+    parsed = [_rules(source, problems) for source in sources]
+    rules = _numbered(
+        [rule for outbound, _ in parsed for rule in outbound]
+        + [rule for _, local in parsed for rule in local]
+    )
+    policy = _settings(main, rules, problems) if main else None
+    if policy is not None:
+        check_rules(policy, problems)
+        _count_rows(policy, name, problems)
+    if policy is None or problems.errors:
+        raise _refusal(name, problems)
+    exes = links_on_the_way({path for rule in rules for path in rule.exes or ()})
+    files = tuple(source.path for source in sources if source.path)
+    digest = hashlib.sha256()
+    for source in sources:  # lengths, so that text cannot move between files
+        digest.update(len(source.raw).to_bytes(8, "big") + source.raw)
+    return replace(
+        policy,
+        sha256=digest.digest(),
+        files=files,
+        exes=frozenset(exes),
+        watch=frozenset(exes.union(files, _ACCOUNTS)),
+        warnings=tuple(problems.in_order()),
+    )
+
+
+def _refusal(name: str, problems: Problems) -> PolicyError:
+    first, *others = (p for p in problems.in_order() if p.severity == "error")
+    what = f"{first.rule}: {first.message}" if first.rule else first.message
+    if others:
+        what += f" (and {len(others)} more)"
+    return PolicyError(
+        printable(name, 400), what, hint=first.remedy, problems=problems.in_order()
+    )
+
+
+def _with_includes(main: Source, problems: Problems) -> list[Source]:
+    """Read includes depth first; a file named twice is read once."""
+    sources: list[Source] = []
+    seen: set[Path] = set()
+
+    def visit(source: Source) -> None:
+        sources.append(source)
+        if source.path:
+            seen.add(source.path.resolve())
+        table = Table(source, problems, source.data)
+        for name in table.texts("include") or ():
+            path = find_include(name, source)
+            if path is None:
+                table.error(
+                    "include",
+                    f'there is no policy "{printable(name)}"',
+                    f"shipped: {', '.join(shipped_names())}; or write a path"
+                    " relative to this file",
+                )
+            elif path.resolve() not in seen:
+                seen.add(path.resolve())
+                if len(seen) > MAX_FILES:
+                    table.error(
+                        "include",
+                        f"more than {MAX_FILES} files",
+                        "put the rules into fewer files",
+                    )
+                    return
+                included = from_file(path, problems, main=False)
+                if included:
+                    visit(included)
+
+    visit(main)
+    return sources
+
+
+def _settings(
+    main: Source, rules: tuple[Rule, ...], problems: Problems
+) -> Policy:
+    """Read what only the main file may say."""
+    top = Table(main, problems, main.data)
+    mode = top.choice("mode", ("observe", "enforce"))
+    ports = top.ports("ports")
+    local = _section(top, "local", ("audit", "default", "rule"))
+    default = Verdict.ALLOW
+    if "default" in local.data:
+        word = local.choice("default", ("allow", "deny"))
+        default = _VERDICTS[word] if word else Verdict.DENY
+    audit = local.flag("audit")
+    redirect = _section(top, "redirect", ("to", "to6"))
+    targets = redirect.target("to", _TO4), redirect.target("to6", _TO6)
+    if not any(rule.verdict is Verdict.REDIRECT for rule in rules):
+        if redirect.data:
+            redirect.warn(
+                "",
+                "no rule redirects",
+                'give a rule verdict = "redirect", or remove the section',
+            )
+        targets = None, None
+    elif targets == (None, None) and not problems.errors:
+        redirect.error(
+            "",
+            "a rule redirects, but there is nowhere to",
+            f'write to = "{_TO4}", or give the rule verdict = "deny"',
+        )
+    fold = _section(top, "fold", ("window", "denied", "local"))
+    plain = Fold()
+    folding = Fold(
+        fold.duration("window", plain.window_ns),
+        fold.count_of("denied", plain.denied),
+        fold.count_of("local", plain.local),
+    )
+    return Policy(
+        Mode.OBSERVE if mode == "observe" else Mode.ENFORCE,
+        DEFAULT_PORTS if ports is None else frozenset(ports),
+        rules,
+        True if audit is None else audit,
+        default,
+        *targets,
+        folding,
+    )
+
+
+def _section(top: Table, name: str, known: tuple[str, ...]) -> Table:
+    value = top.data.get(name, {})
+    if not isinstance(value, dict):
+        top.error(name, "is not a section", f"write [{name}]")
+        value = {}
+    table = Table(top.source, top.problems, value, name)
+    table.only(known)
+    return table
+
+
+def _rules(source: Source, problems: Problems) -> tuple[list[Rule], list[Rule]]:
+    """Read the outbound and the local rules of one file."""
+    top = Table(source, problems, source.data)
+    if not source.main:
+        for key in set(_MAIN_KEYS).difference(_INCLUDED_KEYS) & source.data.keys():
+            top.error(
+                key,
+                f"{key} in an included file",
+                "set it in the main policy file; an include only adds rules",
+            )
+    top.only(_MAIN_KEYS)
+    local = source.data.get("local", {})
+    if not isinstance(local, dict):
+        local = {}  # reported by _section for the main file
+        if not source.main:
+            top.error("local", "is not a section", "write [[local.rule]]")
+    elif not source.main:
+        Table(source, problems, local, "local").only(("rule",))
+    found: tuple[list[Rule], list[Rule]] = [], []
+    for direction, data, table in (
+        (Direction.OUTBOUND, source.data, "rule"),
+        (Direction.LOCAL, local, "local.rule"),
+    ):
+        items = data.get("rule", [])
+        if not isinstance(items, list) or not all(isinstance(i, dict) for i in items):
+            top.error("rule", "is not a list of rules", f"write [[{table}]]")
+            continue
+        for index, item in enumerate(items):
+            kind = "local rule" if direction is Direction.LOCAL else "rule"
+            name = item.get("name")
+            named = isinstance(name, str) and name
+            label = f'{kind} "{name}"' if named else f"{kind} {index + 1}"
+            found[direction].append(
+                _rule(
+                    Table(source, problems, item, table, index, len(items), label),
+                    direction,
+                )
+            )
+    return found
+
+
+def _rule(table: Table, direction: Direction) -> Rule:
+    table.only(_RULE_KEYS)
+    local = direction is Direction.LOCAL
+    words = ("allow", "deny") if local else ("allow", "deny", "redirect")
+    word = table.choice("verdict", words)
+    verdict = _VERDICTS[word] if word else Verdict.DENY
+    optional = table.flag("optional") or False
+    journal = table.flag("journal")
+    if journal is False and word in ("deny", "redirect"):
+        table.error(
+            "journal",
+            f"what a rule with verdict {word} meets is always journalled",
+            'remove journal; it is for verdict = "allow"',
+        )
+    return Rule(
+        0,
+        _name(table),
+        direction,
+        verdict,
+        _units(table),
+        _exes(table, optional),
+        table.numbers("user", lambda name: pwd.getpwnam(name).pw_uid, optional),
+        table.numbers("group", lambda name: grp.getgrnam(name).gr_gid, optional),
+        table.networks("to"),
+        table.ports("ports"),
+        journal,
+        optional,
+        table.source.name,
+        table.source.lines.find(table.table, table.index, table.count),
+    )
+
+
+def _name(table: Table) -> str:
+    name = table.data.get("name")
+    if name is None:
+        table.error("", "name is missing", 'add one, as in name = "postfix"')
+    elif not isinstance(name, str) or not name.strip():
+        table.error("name", "is not a name", "write a text of at least one letter")
+    elif not name.isprintable() or len(name) > _NAME_LIMIT:
+        table.error(
+            "name",
+            f"is longer than {_NAME_LIMIT} or holds control characters",
+            "shorten it to letters, digits and dashes",
+        )
+    return name if isinstance(name, str) else ""
+
+
+def _units(table: Table) -> tuple[UnitPattern, ...] | None:
+    texts = table.texts("unit")
+    if texts is None:
+        return None
+    patterns = []
+    for text in dict.fromkeys(texts):
+        try:
+            patterns.append(unit_pattern(text))
+        except BadUnit as error:
+            table.error("unit", f'"{printable(text)}": {error}', error.remedy)
+    return tuple(patterns)
+
+
+def _exes(table: Table, optional: bool) -> tuple[Path, ...] | None:
+    texts = table.texts("exe")
+    if texts is None:
+        return None
+    paths: list[Path] = []
+    missing = []
+    for text in dict.fromkeys(texts):
+        if not text.startswith("/") or not text.isprintable() or ".." in text.split("/"):
+            table.error(
+                "exe",
+                f'"{printable(text)}" is not an absolute path',
+                "write the path from / on, without ..",
+            )
+            continue
+        path = Path(text)
+        paths.append(path)
+        if not _check_exe(table, path):
+            missing.append(path)
+    if paths and len(missing) == len(paths) and not optional:
+        table.warn(
+            "exe",
+            f"{', '.join(map(str, missing))}: no such file",
+            "the rule matches nobody until it appears, then it is followed at once;"
+            " correct the path if it is wrong",
+        )
+    return tuple(paths)
+
+
+def _check_exe(table: Table, path: Path) -> bool:
+    """Tell whether the file exists, and note why it could not be matched."""
+    try:
+        way = walk(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        table.warn("exe", f"{path}: {error.strerror}", "run this as root to check it")
+        return True
+    status = way.entries[-1][1]
+    if not stat.S_ISREG(status.st_mode):
+        table.error("exe", f"{path} is not a file", "name the program itself")
+        return True
+    if len(os.fsencode(way.real.name)) >= NAME_LEN:
+        table.error(
+            "exe",
+            f"the name of {way.real} is longer than {NAME_LEN - 1} bytes",
+            "install the program under a shorter name",
+        )
+    if found := doubt(way, strict_directory=True):
+        table.error(
+            "exe",
+            f"{path} cannot be relied on: {found.message}",
+            f"{found.remedy}, or match by user and unit alone",
+        )
+    if _is_script(way.real):
+        table.warn(
+            "exe",
+            f"{path} is a script; its process runs the interpreter",
+            "name the interpreter, together with user and unit",
+        )
+    return True
+
+
+def _is_script(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(2) == b"#!"
+    except OSError:
+        return False
+
+
+def _numbered(rules: list[Rule]) -> tuple[Rule, ...]:
+    return tuple(replace(rule, number=number) for number, rule in enumerate(rules))
+
+
+def _count_rows(policy: Policy, name: str, problems: Problems) -> None:
+    rows = sum(rule.rows for rule in policy.rules)
+    if rows > MAX_ROWS:
+        problems.add(
+            "error",
+            name,
+            f"{rows} rows, the kernel compares {MAX_ROWS}; a rule takes one, or one"
+            " for each of its units",
+            "join rules that differ in one value into one with a list, or use a *",
+        )
