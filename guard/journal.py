@@ -1,0 +1,376 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Findings to journald's fields and back: writer and reader of one table.
+
+systemd.journal-fields(7) names the fields that are not ours; the protocol is
+systemd's "Native Journal Protocol". Everything a process can choose (comm,
+paths, arguments) goes in and comes out byte for byte; only MESSAGE, which is
+for eyes, is escaped. The entry is trusted because journald itself says who
+wrote it, never because of a field of ours: see query.py.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import select
+import socket
+import time
+from collections.abc import Callable, Mapping
+from operator import attrgetter
+from typing import Any, TypeAlias
+
+from guard.errors import JournalError
+from guard.finding import Finding, Kind, Notice, Process
+from guard.message import message, priority
+from guard.text import printable
+
+Found: TypeAlias = Finding | Notice
+
+IDENTIFIER = "guardd"  # SYSLOG_IDENTIFIER of every entry
+PREFIX = "SMTPGUARD_"
+SOCKET = "/run/systemd/journal/socket"  # systemd-journald.service(8)
+
+# For ever: they stand in journals, in catalogs and in other people's filters.
+MESSAGE_IDS: dict[Kind, str] = {
+    Kind.DENIED: "10c8cbef3d034b5a93fd889cab56f023",
+    Kind.WOULD_DENY: "ee7b46da256542b784f31524e4bc287d",
+    Kind.REDIRECTED: "d27bc177ca954998a574ca4f8ec9093e",
+    Kind.ALLOWED: "5cacca56eeb245e1b20d37dbb0d4a0b3",
+    Kind.LOCAL: "3924feeafe614abb82321717b03ce2b8",
+    Kind.CLOSED: "9bade6fdfb564bf1ae48ae119ad00e0f",
+    Kind.SUMMARY: "f59ed7927a2c4abb88dd13bb5df9a528",
+    Kind.LOST: "76825f3f61d4469a98b0eac221d00e89",
+    Kind.POLICY_LOADED: "80ec0216f35148d7b37960e2083bd7fc",
+    Kind.POLICY_REFUSED: "6ab33f87ce3b4d0e988fd0b5a56a5459",
+    Kind.LOADED: "e17b4d252d2b4933aaee4cc48e4119b6",
+    Kind.UNLOADED: "94be9a9417484aec871d92002d87d0f3",
+    Kind.PRE_EXISTING: "2e81d0002b9d4b37a678d7ed15d274f5",
+}
+NOTICES = frozenset(
+    {Kind.LOST, Kind.POLICY_LOADED, Kind.POLICY_REFUSED, Kind.LOADED, Kind.UNLOADED}
+)
+_KINDS = {kind.value: kind for kind in Kind}
+
+# journald drops longer names (64 with the prefix) and other letters unasked.
+_FIELD_NAME = re.compile("[A-Z0-9][A-Z0-9_]{0,53}")
+_REMEDY = "is journald running? systemctl status systemd-journald"
+
+
+# ---- the table: attribute of Finding, field, and what reads the field
+
+
+def _number(text: str) -> int:
+    """Read a plain decimal; ValueError for a sign, a space, 64 bits or more."""
+    if len(text) > 19 or not text.isdigit():
+        raise ValueError(f"{text[:40]!r} is not a number")
+    return int(text)
+
+
+def _time(text: str) -> int:
+    """Read microseconds since 1970; ValueError beyond what datetime can show."""
+    if (number := _number(text)) >> 55:
+        raise ValueError(f"{number} is not a time of this millennium")
+    return number
+
+
+_COLUMNS: tuple[tuple[str, str, Callable[[str], Any]], ...] = (
+    ("time_us", "SMTPGUARD_TIME_US", _time),
+    ("seq", "SMTPGUARD_SEQ", _number),
+    ("connection", "SMTPGUARD_CONNECTION", str),
+    ("verdict", "SMTPGUARD_VERDICT", str),
+    ("mode", "SMTPGUARD_MODE", str),
+    ("direction", "SMTPGUARD_DIRECTION", str),
+    ("rule", "SMTPGUARD_RULE", str),
+    ("outcome", "SMTPGUARD_OUTCOME", str),
+    ("pid", "SMTPGUARD_PID", _number),
+    ("tid", "SMTPGUARD_TID", _number),
+    ("ppid", "SMTPGUARD_PPID", _number),
+    ("start_us", "SMTPGUARD_START_US", _time),
+    ("uid", "SMTPGUARD_UID", _number),
+    ("user", "SMTPGUARD_USER", str),
+    ("gid", "SMTPGUARD_GID", _number),
+    ("group", "SMTPGUARD_GROUP", str),
+    ("real_uid", "SMTPGUARD_REAL_UID", _number),
+    ("real_gid", "SMTPGUARD_REAL_GID", _number),
+    ("loginuid", "SMTPGUARD_LOGINUID", _number),
+    ("session", "SMTPGUARD_SESSION", _number),
+    ("comm", "SMTPGUARD_COMM", str),
+    ("exe", "SMTPGUARD_EXE", str),
+    ("exe_device", "SMTPGUARD_EXE_DEVICE", str),
+    ("exe_inode", "SMTPGUARD_EXE_INODE", _number),
+    ("exe_nlink", "SMTPGUARD_EXE_NLINK", _number),
+    ("cwd", "SMTPGUARD_CWD", str),
+    ("unit", "SMTPGUARD_UNIT", str),
+    ("container", "SMTPGUARD_CONTAINER", str),
+    ("cgroup", "SMTPGUARD_CGROUP", str),
+    ("netns", "SMTPGUARD_NETNS", _number),
+    ("error", "SMTPGUARD_ERROR", str),
+    ("bytes_sent", "SMTPGUARD_BYTES_SENT", _number),
+    ("bytes_received", "SMTPGUARD_BYTES_RECEIVED", _number),
+    ("duration_us", "SMTPGUARD_DURATION_US", _number),
+)
+# Those of which Finding says that None means not known: the field is absent.
+_MAY_MISS = frozenset(
+    "rule ppid user group loginuid session exe unit container error duration_us".split()
+)
+_REQUIRED = tuple((a, f, how) for a, f, how in _COLUMNS if a not in _MAY_MISS)
+_OPTIONAL = tuple((a, f, how) for a, f, how in _COLUMNS if a in _MAY_MISS)
+_values = attrgetter(*(attribute for attribute, _, _ in _COLUMNS))
+_FORMS = tuple(f"{field}=%s" for _, field, _ in _COLUMNS)
+
+
+# ---- writing
+
+
+def lines(found: Found) -> list[str]:
+    """Give the entry's "NAME=value" texts; bytes of processes as surrogates."""
+    return _notice_lines(found) if isinstance(found, Notice) else _finding_lines(found)
+
+
+def fields(found: Found) -> list[bytes]:
+    """Give the entry as sd_journal_sendv(3) takes it: b"NAME=value" each."""
+    return [line.encode("utf-8", "surrogateescape") for line in lines(found)]
+
+
+def _finding_lines(finding: Finding) -> list[str]:
+    # A string per field and one encode for all: half the time of bytes.
+    kind = finding.kind
+    entry = [
+        f"MESSAGE={message(finding)}",
+        f"MESSAGE_ID={MESSAGE_IDS[kind]}",
+        f"PRIORITY={priority(finding)}",
+        "SYSLOG_IDENTIFIER=guardd",
+        # journald adds the OBJECT_* it knows of this PID, if we are root; of a
+        # process that is gone it may be another's by now. Ours are the truth.
+        f"OBJECT_PID={finding.pid}",
+        f"SMTPGUARD_KIND={kind.value}",
+        f"SMTPGUARD_DST_ADDR={finding.dst[0]}",
+        f"SMTPGUARD_DST_PORT={finding.dst[1]}",
+    ]
+    entry += [
+        form % value
+        for form, value in zip(_FORMS, _values(finding))
+        if value is not None
+    ]
+    if finding.src:
+        entry.append(f"SMTPGUARD_SRC_ADDR={finding.src[0]}")
+        entry.append(f"SMTPGUARD_SRC_PORT={finding.src[1]}")
+    if finding.via:
+        entry.append(f"SMTPGUARD_VIA_ADDR={finding.via[0]}")
+        entry.append(f"SMTPGUARD_VIA_PORT={finding.via[1]}")
+    if finding.args:
+        entry.append(f"SMTPGUARD_ARGS={json.dumps(finding.args)}")
+    if finding.ancestors:
+        parents = ",".join([
+            f'{{"pid":{p.pid},"uid":{p.uid},"comm":{json.dumps(p.comm)},'
+            f'"start_ns":{p.start_ns}}}'
+            for p in finding.ancestors
+        ])  # fmt: skip
+        entry.append(f"SMTPGUARD_ANCESTORS=[{parents}]")
+    if finding.count != 1:
+        entry.append(f"SMTPGUARD_COUNT={finding.count}")
+    if finding.last_us:
+        entry.append(f"SMTPGUARD_LAST_US={finding.last_us}")
+    if finding.incomplete:
+        entry.append(f"SMTPGUARD_INCOMPLETE={','.join(finding.incomplete)}")
+    return entry
+
+
+def _notice_lines(notice: Notice) -> list[str]:
+    text = "\n".join(map(printable, notice.message.split("\n")))
+    entry = [
+        f"MESSAGE={text}",
+        f"MESSAGE_ID={MESSAGE_IDS[notice.kind]}",
+        f"PRIORITY={notice.priority}",
+        f"SYSLOG_IDENTIFIER={IDENTIFIER}",
+        f"SMTPGUARD_KIND={notice.kind.value}",
+        f"SMTPGUARD_TIME_US={notice.time_us}",
+    ]
+    for name, value in notice.fields.items():
+        name = name.upper().removeprefix(PREFIX)
+        if not _FIELD_NAME.fullmatch(name) or name in ("KIND", "TIME_US"):
+            raise JournalError(f"{name!r} is no name for a field of a notice")
+        entry.append(f"{PREFIX}{name}={value}")
+    return entry
+
+
+def frame(entry: list[str]) -> bytes:
+    """Serialize an entry for journald's socket.
+
+    A value with a newline in it goes as name, newline, 64-bit little-endian
+    length and bytes ("Native Journal Protocol"), so it can forge no field.
+    """
+    datagram = "\n".join(entry).encode("utf-8", "surrogateescape")
+    if datagram.count(b"\n") == len(entry) - 1:
+        return datagram
+    parts = []
+    for line in entry:
+        raw = line.encode("utf-8", "surrogateescape")
+        if b"\n" in raw:
+            name, _, value = raw.partition(b"=")
+            raw = name + b"\n" + len(value).to_bytes(8, "little") + value
+        parts.append(raw)
+    return b"\n".join(parts) + b"\n"
+
+
+class JournalWriter:
+    """Writes findings to journald, and knows when one was not taken.
+
+    sd_journal_sendv(3) cannot serve here: it reports success when journald's
+    socket is missing, blocks without limit when its queue is full, and
+    python3-systemd 235 holds the GIL meanwhile. So the datagram goes out on a
+    socket of our own, connected and never blocking.
+    """
+
+    def __init__(self, path: str = SOCKET) -> None:
+        """Connect lazily to the journald that serves path."""
+        self._path = path
+        self._socket: socket.socket | None = None
+
+    def write(self, found: Found, timeout: float) -> None:
+        """Hand one entry to journald, waiting at most timeout seconds.
+
+        Raises JournalError when it was not taken: journald is gone or does not
+        read. Nothing was written then, and the same entry may be tried again.
+        """
+        datagram = frame(lines(found))
+        deadline = 0.0
+        while True:
+            try:
+                self._connected().send(datagram, socket.MSG_DONTWAIT)
+                return
+            except (BlockingIOError, InterruptedError):
+                trouble = "journald does not read its socket"
+            except (ConnectionError, FileNotFoundError):
+                # Restarted by hand, its socket is a new one.
+                self.close()
+                trouble = f"nobody serves {self._path}"
+            except OSError as error:
+                self.close()
+                raise JournalError(
+                    f"{self._path}: {error.strerror}", hint=_REMEDY
+                ) from None
+            now = time.monotonic()
+            deadline = deadline or now + timeout
+            if now >= deadline:
+                raise JournalError(trouble, hint=_REMEDY)
+            self._wait(deadline - now)
+
+    def _connected(self) -> socket.socket:
+        if self._socket is None:
+            link = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+            try:
+                link.connect(self._path)
+            except OSError:
+                link.close()
+                raise
+            self._socket = link
+        return self._socket
+
+    def _wait(self, seconds: float) -> None:
+        """Wait for room in journald's queue, or a little for a journald."""
+        if self._socket is None:
+            time.sleep(min(seconds, 0.05))
+            return
+        room = select.poll()
+        room.register(self._socket, select.POLLOUT)
+        room.poll(min(seconds, 1.0) * 1000)
+
+    def close(self) -> None:
+        """Close the socket; the next write() opens another."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+
+# ---- reading
+
+
+def _text(value: Any) -> str:
+    """Turn what a journal reader gave for a field into text; ValueError if not one."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "surrogateescape")
+    if isinstance(value, str):
+        return value
+    if type(value) is int:  # PRIORITY, by systemd.journal.Reader
+        return str(value)
+    raise ValueError(f"a {type(value).__name__} is no field of ours")
+
+
+def read(entry: Mapping[str, Any]) -> Found:
+    """Make a Finding or a Notice of a journal entry.
+
+    entry maps field names to bytes or str, as systemd.journal.Reader and
+    _Reader give them. Raises JournalError when it is not one that guardd could
+    have written: a field missing, given twice, or not what it must be. It does
+    not ask who wrote it: query.py does.
+    """
+    try:
+        kind = _KINDS[_text(entry["SMTPGUARD_KIND"])]
+        return _notice(kind, entry) if kind in NOTICES else _finding(kind, entry)
+    except KeyError as error:
+        raise JournalError(f"an entry without {printable(str(error))}") from None
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise JournalError(f"a torn entry: {printable(str(error))}") from None
+
+
+def _finding(kind: Kind, entry: Mapping[str, Any]) -> Finding:
+    known: dict[str, Any] = {}
+    for attribute, name, how in _REQUIRED:
+        known[attribute] = how(_text(entry[name]))
+    for attribute, name, how in _OPTIONAL:
+        value = entry.get(name)
+        known[attribute] = None if value is None else how(_text(value))
+    return Finding(
+        kind=kind,
+        dst=_end("DST", entry),
+        src=_end("SRC", entry) if "SMTPGUARD_SRC_ADDR" in entry else None,
+        via=_end("VIA", entry) if "SMTPGUARD_VIA_ADDR" in entry else None,
+        args=_args(_text(entry.get("SMTPGUARD_ARGS", "[]"))),
+        ancestors=_ancestors(_text(entry.get("SMTPGUARD_ANCESTORS", "[]"))),
+        count=_number(_text(entry.get("SMTPGUARD_COUNT", "1"))),
+        last_us=_time(_text(entry.get("SMTPGUARD_LAST_US", "0"))),
+        incomplete=tuple(
+            filter(None, _text(entry.get("SMTPGUARD_INCOMPLETE", "")).split(","))
+        ),
+        **known,
+    )
+
+
+def _end(which: str, entry: Mapping[str, Any]) -> tuple[str, int]:
+    port = _number(_text(entry[f"SMTPGUARD_{which}_PORT"]))
+    if port > 65535:
+        raise ValueError(f"{port} is no port")
+    return _text(entry[f"SMTPGUARD_{which}_ADDR"]), port
+
+
+def _args(text: str) -> tuple[str, ...]:
+    args = json.loads(text)
+    if not isinstance(args, list) or not all(isinstance(a, str) for a in args):
+        raise ValueError("SMTPGUARD_ARGS is not a list of texts")
+    return tuple(args)
+
+
+def _ancestors(text: str) -> tuple[Process, ...]:
+    parents = json.loads(text)
+    made = tuple(Process(**parent) for parent in parents)
+    for p in made:
+        if not isinstance(p.comm, str) or not all(
+            type(n) is int for n in (p.pid, p.uid, p.start_ns)
+        ):
+            raise ValueError("SMTPGUARD_ANCESTORS is not a list of processes")
+    return made
+
+
+def _notice(kind: Kind, entry: Mapping[str, Any]) -> Notice:
+    return Notice(
+        kind=kind,
+        time_us=_time(_text(entry["SMTPGUARD_TIME_US"])),
+        message=_text(entry["MESSAGE"]),
+        priority=_number(_text(entry["PRIORITY"])),
+        fields={
+            name.removeprefix(PREFIX): _text(value)
+            for name, value in entry.items()
+            if name.startswith(PREFIX) and name not in (f"{PREFIX}KIND", f"{PREFIX}TIME_US")
+        },
+    )

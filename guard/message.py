@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A finding for eyes: the MESSAGE of its journal entry, and its PRIORITY."""
+
+from __future__ import annotations
+
+from guard.finding import Finding, Kind
+from guard.text import address, printable
+
+
+def priority(finding: Finding) -> int:
+    """Give the syslog(3) level: 4 refused, 5 would be or was turned, else 6."""
+    if finding.kind in (Kind.CLOSED, Kind.LOCAL) and finding.outcome != "denied":
+        return 6
+    if finding.verdict == "deny":
+        return 4 if finding.mode == "enforce" else 5
+    return 5 if finding.kind in (Kind.REDIRECTED, Kind.PRE_EXISTING) else 6
+
+
+_LEAD = {
+    Kind.DENIED: "denied",
+    Kind.WOULD_DENY: "would be denied",
+    Kind.REDIRECTED: "redirected",
+    Kind.ALLOWED: "allowed",
+    Kind.LOCAL: "local",
+    Kind.CLOSED: "ended",
+    Kind.PRE_EXISTING: "was open before the guard",
+}
+_VERDICTS = {"deny": "denied", "allow": "allowed", "redirect": "redirected"}
+
+
+def message(finding: Finding) -> str:
+    """Say in one printable line who connected where, and what became of it."""
+    kind = finding.kind
+    if kind is Kind.SUMMARY:
+        word = _VERDICTS.get(finding.verdict, finding.verdict)
+        if word == "denied" and finding.mode == "observe":
+            word = "would be denied"
+        lead = f"{word} {finding.count} times more"
+    else:
+        lead = _LEAD[kind]
+    user = finding.user or f"uid {finding.uid}"
+    source = f" {address(finding.src)}" if finding.src else ""
+    text = (
+        f"{lead}: pid {finding.pid} ({finding.comm}, {user}){source}"
+        f" -> {address(finding.dst)}{_why(finding)}; "
+        f"{finding.exe or 'no executable'} in {finding.cwd}"
+    )
+    if finding.unit:
+        text += f", unit {finding.unit}"
+    if finding.container:
+        text += f", container {finding.container}"
+    return text if text.isprintable() else printable(text)
+
+
+def _why(finding: Finding) -> str:
+    if finding.kind is Kind.CLOSED:
+        end = finding.outcome if finding.error is None else finding.error
+        took = ""
+        if finding.duration_us is not None:
+            took = f" after {finding.duration_us / 1e6:.3f} s"
+        return (
+            f", {end}{took}, {finding.bytes_sent} bytes sent, "
+            f"{finding.bytes_received} received"
+        )
+    if finding.rule is not None:
+        why = f', rule "{finding.rule}"'
+    elif finding.verdict == "deny":
+        why = ", no rule allows it"
+    else:
+        why = ""
+    return f" via {address(finding.via)}{why}" if finding.via else why
