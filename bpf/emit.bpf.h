@@ -1,0 +1,101 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * From an event to the ring, once for each judged connect(): now (denied), with
+ * its source port (let pass), or as a repeat that is only counted. What cannot
+ * be sent moves a counter; nothing is dropped without one.
+ */
+#ifndef GUARD_EMIT_H
+#define GUARD_EMIT_H
+
+#include "verdict.bpf.h"
+
+static __always_inline void count_by(u32 counter, u64 n)
+{
+	u64 *value = bpf_map_lookup_elem(&counters, &counter);
+
+	if (value) /* atomic: connect() can be preempted on its CPU */
+		__sync_fetch_and_add(value, n);
+}
+
+static __always_inline void count(u32 counter)
+{
+	count_by(counter, 1);
+}
+
+static __always_inline void send(struct event *ev, u32 sent, u32 lost)
+{
+	ev->seq = __sync_fetch_and_add(&state.seq, 1);
+	if (bpf_ringbuf_output(&ring, ev, event_size(ev), 0))
+		count(lost);
+	else
+		count(sent);
+}
+
+static __always_inline void send_connect(struct event *ev)
+{
+	send(ev, COUNT_EVENTS, COUNT_LOST_RING);
+}
+
+static __always_inline void fold_key(struct fold_key *key,
+				     const struct policy *policy,
+				     const struct where *where, u64 now,
+				     const struct decision *decision)
+{
+	struct task_struct *leader = BPF_CORE_READ(current_task(), group_leader);
+
+	__builtin_memset(key, 0, sizeof(*key));
+	key->window = now / policy->window_ns;
+	key->start_ns = BPF_CORE_READ(leader, start_boottime);
+	key->pid = bpf_get_current_pid_tgid() >> 32;
+	key->uid = BPF_CORE_READ(current_task(), cred, euid.val);
+	key->rule = decision->rule;
+	key->verdict = decision->verdict;
+	key->direction = where->direction;
+	key->port = where->port;
+	__builtin_memcpy(key->address, where->address, 16);
+}
+
+/*
+ * A further attempt of an identity: 1 when it is one too many for this window
+ * and only counted, 0 when it makes an event of its own.
+ */
+static __always_inline int fold_repeat(struct fold *row, u32 burst, u64 now)
+{
+	if (__sync_fetch_and_add(&row->seen, 1) < burst)
+		return 0;
+	__sync_fetch_and_add(&row->folded, 1);
+	row->last_ns = now;
+	count(COUNT_FOLDED);
+	return 1;
+}
+
+/* The first attempt of an identity in this window; *conn holds its event. */
+static __always_inline int fold_begin(struct fold_key *key, struct conn *conn,
+				      u32 burst, u64 now)
+{
+	struct fold *row;
+
+	conn->fold.seen = 1;
+	conn->fold.folded = 0;
+	conn->fold.last_ns = now;
+	if (!bpf_map_update_elem(&folds, key, &conn->fold, BPF_NOEXIST))
+		return 0;
+	row = bpf_map_lookup_elem(&folds, key); /* another thread was quicker */
+	if (row)
+		return fold_repeat(row, burst, now);
+	count(COUNT_NO_FOLD);
+	return 0;
+}
+
+/* Let pass, but its socket never sent a SYN: say so before it is forgotten. */
+static __always_inline void flush_held(struct conn *conn)
+{
+	if (conn->report != REPORT_HELD)
+		return;
+	conn->report = REPORT_SILENT;
+	count_by(COUNT_HELD, -1);
+	conn->fold.first.outcome = OUTCOME_NOT_SENT;
+	send_connect(&conn->fold.first);
+}
+
+#endif

@@ -1,0 +1,464 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The system's libbpf.so.1 by ctypes: one wrapper a call.
+
+Every wrapper turns libbpf's errors (a negative errno, or NULL and errno) into
+KernelError, which says what was tried. Signatures are those of libbpf 1.1 (Debian
+12), <bpf/libbpf.h>, <bpf/bpf.h> and <bpf/btf.h>.
+"""
+
+from __future__ import annotations
+
+import ctypes as c
+import errno
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from guard.errors import KernelError
+
+BTF_KIND_STRUCT = 4  # include/uapi/linux/btf.h
+BPF_ANY = 0
+BPF_NOEXIST = 1
+
+_NO_BPF = (
+    "run as root (or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON); "
+    "`guardctl doctor` tells what this kernel lacks"
+)
+
+
+class _Library:
+    """libbpf.so.1, opened when first used: guardctl --help needs no kernel."""
+
+    def __init__(self) -> None:
+        self._lib: c.CDLL | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        if self._lib is None:
+            try:
+                self._lib = c.CDLL("libbpf.so.1", use_errno=True)
+            except OSError:
+                raise KernelError(
+                    "libbpf.so.1 cannot be opened",
+                    errno.ENOENT,
+                    hint="install it: apt install libbpf1",
+                ) from None
+            self._lib.libbpf_set_print(_PRINT)
+        function = getattr(self._lib, name)
+        # a function not declared below returns int, as ctypes assumes
+        function.restype = _RETURNS.get(name, c.c_int)
+        return function
+
+
+_RETURNS: dict[str, Any] = {
+    "bpf_object__open_file": c.c_void_p,
+    "bpf_object__close": None,
+    "bpf_object__find_map_by_name": c.c_void_p,
+    "bpf_object__find_program_by_name": c.c_void_p,
+    "bpf_object__btf": c.c_void_p,
+    "bpf_program__attach_cgroup": c.c_void_p,
+    "bpf_link__open": c.c_void_p,
+    "ring_buffer__new": c.c_void_p,
+    "ring_buffer__free": None,
+    "btf__type_by_id": c.c_void_p,
+    "btf__name_by_offset": c.c_char_p,
+    "btf__resolve_size": c.c_int64,
+}
+
+# What libbpf says about a failing load (the verifier's words) goes into the
+# error's hint instead of on the terminal.
+_said: list[str] = []
+_PRINT_TYPE = c.CFUNCTYPE(c.c_int, c.c_int, c.c_char_p, c.c_void_p)
+_vsnprintf = c.CDLL(None).vsnprintf
+
+
+def _remember(level: int, form: bytes, arguments: int) -> int:
+    text = c.create_string_buffer(4096)
+    _vsnprintf(text, c.c_size_t(4096), form, c.c_void_p(arguments))
+    if level == 0:  # LIBBPF_WARN
+        _said.append(text.value.decode("utf-8", "replace").strip())
+        del _said[:-20]
+    return 0
+
+
+_PRINT = _PRINT_TYPE(_remember)
+_lib = _Library()
+
+
+def _fail(what: str, error: int) -> KernelError:
+    hint = _NO_BPF if error in (errno.EPERM, errno.EACCES) else ""
+    said = "\n  ".join(_said[-4:])
+    _said.clear()
+    return KernelError(what, error, hint="\n  ".join(filter(None, [hint, said])))
+
+
+def _check(result: int, what: str) -> int:
+    if result < 0:
+        raise _fail(what, -result)
+    return result
+
+
+def _pointer(result: int | None, what: str) -> int:
+    if not result:
+        raise _fail(what, c.get_errno())
+    return result
+
+
+class MapInfo(c.Structure):
+    """struct bpf_map_info as far as the name, include/uapi/linux/bpf.h."""
+
+    _fields_ = [
+        ("type", c.c_uint32),
+        ("id", c.c_uint32),
+        ("key_size", c.c_uint32),
+        ("value_size", c.c_uint32),
+        ("max_entries", c.c_uint32),
+        ("map_flags", c.c_uint32),
+        ("name", c.c_char * 16),
+    ]
+
+
+class ProgramInfo(c.Structure):
+    """struct bpf_prog_info as far as run_cnt, include/uapi/linux/bpf.h."""
+
+    _fields_ = [
+        ("type", c.c_uint32),
+        ("id", c.c_uint32),
+        ("tag", c.c_uint8 * 8),
+        ("jited_prog_len", c.c_uint32),
+        ("xlated_prog_len", c.c_uint32),
+        ("jited_prog_insns", c.c_uint64),
+        ("xlated_prog_insns", c.c_uint64),
+        ("load_time", c.c_uint64),
+        ("created_by_uid", c.c_uint32),
+        ("nr_map_ids", c.c_uint32),
+        ("map_ids", c.c_uint64),
+        ("name", c.c_char * 16),
+        ("ifindex", c.c_uint32),
+        ("gpl_compatible", c.c_uint32),
+        ("netns_dev", c.c_uint64),
+        ("netns_ino", c.c_uint64),
+        ("nr_jited_ksyms", c.c_uint32),
+        ("nr_jited_func_lens", c.c_uint32),
+        ("jited_ksyms", c.c_uint64),
+        ("jited_func_lens", c.c_uint64),
+        ("btf_id", c.c_uint32),
+        ("func_info_rec_size", c.c_uint32),
+        ("func_info", c.c_uint64),
+        ("nr_func_info", c.c_uint32),
+        ("nr_line_info", c.c_uint32),
+        ("line_info", c.c_uint64),
+        ("jited_line_info", c.c_uint64),
+        ("nr_jited_line_info", c.c_uint32),
+        ("line_info_rec_size", c.c_uint32),
+        ("jited_line_info_rec_size", c.c_uint32),
+        ("nr_prog_tags", c.c_uint32),
+        ("prog_tags", c.c_uint64),
+        ("run_time_ns", c.c_uint64),
+        ("run_cnt", c.c_uint64),
+    ]
+
+
+class LinkInfo(c.Structure):
+    """struct bpf_link_info with its cgroup member, include/uapi/linux/bpf.h."""
+
+    _fields_ = [
+        ("type", c.c_uint32),
+        ("id", c.c_uint32),
+        ("prog_id", c.c_uint32),
+        ("pad", c.c_uint32),
+        ("cgroup_id", c.c_uint64),
+        ("attach_type", c.c_uint32),
+    ]
+
+
+class _TestRun(c.Structure):
+    """struct bpf_test_run_opts, <bpf/bpf.h>."""
+
+    _fields_ = [
+        ("sz", c.c_size_t),
+        ("data_in", c.c_void_p),
+        ("data_out", c.c_void_p),
+        ("data_size_in", c.c_uint32),
+        ("data_size_out", c.c_uint32),
+        ("ctx_in", c.c_void_p),
+        ("ctx_out", c.c_void_p),
+        ("ctx_size_in", c.c_uint32),
+        ("ctx_size_out", c.c_uint32),
+        ("retval", c.c_uint32),
+        ("repeat", c.c_int),
+        ("duration", c.c_uint32),
+        ("flags", c.c_uint32),
+        ("cpu", c.c_uint32),
+        ("batch_size", c.c_uint32),
+    ]
+
+
+def info(fd: int, kind: type[Any]) -> Any:
+    """Read MapInfo, ProgramInfo or LinkInfo of an open BPF object."""
+    record = kind()
+    size = c.c_uint32(c.sizeof(kind))
+    _check(
+        _lib.bpf_obj_get_info_by_fd(fd, c.byref(record), c.byref(size)),
+        "cannot ask the kernel about a BPF object",
+    )
+    return record
+
+
+def get_pinned(path: Path) -> int:
+    """Open a pinned object and give its file descriptor, which the caller owns."""
+    return _check(_lib.bpf_obj_get(str(path).encode()), f"cannot open {path}")
+
+
+def pin(fd: int, path: Path) -> None:
+    """Pin the object behind fd at path, which must not exist."""
+    _check(_lib.bpf_obj_pin(fd, str(path).encode()), f"cannot pin {path}")
+
+
+def program_by_id(number: int) -> int:
+    """Open a loaded program by its id and give its file descriptor."""
+    return _check(_lib.bpf_prog_get_fd_by_id(number), f"no program with id {number}")
+
+
+def run(program: int, context: c.Structure | None = None) -> int:
+    """Run a program once by BPF_PROG_TEST_RUN and give its return value.
+
+    A syscall program reads and writes context in place.
+    """
+    options = _TestRun(sz=c.sizeof(_TestRun))
+    if context is not None:
+        options.ctx_in = c.addressof(context)
+        options.ctx_size_in = c.sizeof(context)
+    _check(
+        _lib.bpf_prog_test_run_opts(program, c.byref(options)),
+        "cannot run a BPF program",
+    )
+    return int(options.retval)
+
+
+def possible_cpus() -> int:
+    """Give the number of values a per-CPU map holds for each key."""
+    return _check(_lib.libbpf_num_possible_cpus(), "cannot count the CPUs")
+
+
+class Map:
+    """An open BPF map; keys and values are bytes of exactly its sizes."""
+
+    def __init__(self, fd: int) -> None:
+        """Take over the file descriptor fd."""
+        self.fd = fd
+        about = info(fd, MapInfo)
+        self.id: int = about.id
+        self.type: int = about.type
+        self.key_size: int = about.key_size
+        self.value_size: int = about.value_size
+        self.max_entries: int = about.max_entries
+        self._buffer = c.create_string_buffer(max(self.value_size, 1))
+        if self.type in (5, 6, 10):  # BPF_MAP_TYPE_PERCPU_HASH, _ARRAY, LRU_PERCPU
+            size = (self.value_size + 7) // 8 * 8 * possible_cpus()
+            self._buffer = c.create_string_buffer(size)
+
+    def get(self, key: bytes) -> bytes | None:
+        """Read one value (of every CPU, for a per-CPU map); None: no such key."""
+        result = _lib.bpf_map_lookup_elem(self.fd, key, self._buffer)
+        if result == -errno.ENOENT:
+            return None
+        _check(result, "cannot read a map")
+        return self._buffer.raw
+
+    def put(self, key: bytes, value: bytes, flags: int = BPF_ANY) -> None:
+        """Write one value. Raises KernelError, E2BIG when the map is full."""
+        _check(
+            _lib.bpf_map_update_elem(self.fd, key, value, c.c_uint64(flags)),
+            "cannot write to a map",
+        )
+
+    def delete(self, key: bytes) -> bool:
+        """Delete one key; False: it was not there."""
+        result = _lib.bpf_map_delete_elem(self.fd, key)
+        if result == -errno.ENOENT:
+            return False
+        _check(result, "cannot delete from a map")
+        return True
+
+    def keys(self) -> Iterator[bytes]:
+        """Give the keys; a key added or deleted meanwhile may be missed."""
+        following = c.create_string_buffer(self.key_size)
+        key: bytes | None = None
+        while _lib.bpf_map_get_next_key(self.fd, key, following) == 0:
+            key = following.raw
+            yield key
+
+    def items(self) -> Iterator[tuple[bytes, bytes]]:
+        """Give keys and values, with the same caution as keys()."""
+        for key in list(self.keys()):
+            value = self.get(key)
+            if value is not None:
+                yield key, value
+
+
+class Link:
+    """A bpf_link: the attachment of a program, replaceable without a gap."""
+
+    def __init__(self, pointer: int) -> None:
+        """Wrap a struct bpf_link pointer."""
+        self._pointer = c.c_void_p(pointer)
+        self.fd: int = _lib.bpf_link__fd(self._pointer)
+
+    @classmethod
+    def open(cls, path: Path) -> Link:
+        """Open a pinned link."""
+        return cls(
+            _pointer(_lib.bpf_link__open(str(path).encode()), f"cannot open {path}")
+        )
+
+    def update(self, program: int) -> None:
+        """Replace the program (pointer) by BPF_LINK_UPDATE: no connect slips by."""
+        _check(
+            _lib.bpf_link__update_program(self._pointer, c.c_void_p(program)),
+            "cannot swap a program",
+        )
+
+    def pin(self, path: Path) -> None:
+        """Pin the link, so that it outlives this process."""
+        _check(
+            _lib.bpf_link__pin(self._pointer, str(path).encode()), f"cannot pin {path}"
+        )
+
+    def close(self) -> None:
+        """Close our handle; a pinned link stays attached, another one ends."""
+        _lib.bpf_link__destroy(self._pointer)
+
+
+class Object:
+    """A compiled BPF object, opened and (after load) in the kernel."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the object file; nothing is in the kernel yet."""
+        self.path = path
+        self._pointer = c.c_void_p(
+            _pointer(
+                _lib.bpf_object__open_file(str(path).encode(), None),
+                f"cannot open {path}",
+            )
+        )
+
+    def __enter__(self) -> Object:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close it: maps and programs that are pinned or attached stay."""
+        _lib.bpf_object__close(self._pointer)
+        self._pointer = c.c_void_p(None)
+
+    def _map(self, name: str) -> c.c_void_p:
+        return c.c_void_p(
+            _pointer(
+                _lib.bpf_object__find_map_by_name(self._pointer, name.encode()),
+                f"{self.path} has no map {name}",
+            )
+        )
+
+    def set_pin_path(self, name: str, path: Path) -> None:
+        """Make load() use the map pinned at path, or pin its new one there."""
+        _check(
+            _lib.bpf_map__set_pin_path(self._map(name), str(path).encode()),
+            f"cannot set the pin of {name}",
+        )
+
+    def set_max_entries(self, name: str, number: int) -> None:
+        """Size a map before load(); a ring's size is in bytes."""
+        _check(
+            _lib.bpf_map__set_max_entries(self._map(name), c.c_uint32(number)),
+            f"cannot size {name}",
+        )
+
+    def load(self) -> None:
+        """Make the maps, fit the programs to this kernel and load them."""
+        _check(_lib.bpf_object__load(self._pointer), f"cannot load {self.path}")
+
+    def program(self, name: str) -> int:
+        """Give the struct bpf_program pointer of a program."""
+        return _pointer(
+            _lib.bpf_object__find_program_by_name(self._pointer, name.encode()),
+            f"{self.path} has no program {name}",
+        )
+
+    def program_fd(self, name: str) -> int:
+        """Give a loaded program's file descriptor, owned by the object."""
+        return _check(
+            _lib.bpf_program__fd(c.c_void_p(self.program(name))), f"{name} not loaded"
+        )
+
+    def attach_cgroup(self, name: str, cgroup: int) -> Link:
+        """Attach a program to an open cgroup2 directory by a link."""
+        return Link(
+            _pointer(
+                _lib.bpf_program__attach_cgroup(c.c_void_p(self.program(name)), cgroup),
+                f"cannot attach {name}",
+            )
+        )
+
+    def layouts(self) -> dict[str, tuple[int, dict[str, int]]]:
+        """Give size and field offsets (bytes) of every struct in the BTF."""
+        btf = c.c_void_p(_lib.bpf_object__btf(self._pointer))
+        layouts: dict[str, tuple[int, dict[str, int]]] = {}
+        for number in range(1, _lib.btf__type_cnt(btf) if btf else 0):
+            # struct btf_type: name_off, info (kind in bits 24..28, count in
+            # the low 16), size; then struct btf_member: name_off, type, offset
+            at = _lib.btf__type_by_id(btf, number)
+            name_off, information, size = (c.c_uint32 * 3).from_address(at)
+            if information >> 24 & 0x1F != BTF_KIND_STRUCT:
+                continue
+            name = _lib.btf__name_by_offset(btf, name_off).decode()
+            members = (c.c_uint32 * 3 * (information & 0xFFFF)).from_address(at + 12)
+            layouts[name] = (
+                size,
+                {
+                    _lib.btf__name_by_offset(btf, member[0]).decode(): member[2] // 8
+                    for member in members
+                },
+            )
+        return layouts
+
+
+class RingBuffer:
+    """The consumer of a ring map: one callback a sample, in order.
+
+    libbpf frees a sample's room only after the callback has returned, so a
+    process that dies inside it leaves the sample to the next one.
+    """
+
+    _CALLBACK = c.CFUNCTYPE(c.c_int, c.c_void_p, c.c_void_p, c.c_size_t)
+
+    def __init__(self, fd: int, handler: Callable[[bytes], None]) -> None:
+        """Map the ring behind fd; handler must not raise."""
+
+        def sample(_: int, data: int, size: int) -> int:
+            handler(c.string_at(data, size))
+            return 0
+
+        self._callback = self._CALLBACK(sample)  # kept: libbpf holds a pointer
+        self._pointer = c.c_void_p(
+            _pointer(
+                _lib.ring_buffer__new(fd, self._callback, None, None),
+                "cannot map the ring",
+            )
+        )
+
+    def poll(self, timeout_ms: int) -> int:
+        """Wait for samples and handle all there are; gives how many."""
+        result = _lib.ring_buffer__poll(self._pointer, timeout_ms)
+        return 0 if result == -errno.EINTR else _check(result, "cannot poll the ring")
+
+    def consume(self) -> int:
+        """Handle what is there without waiting; gives how many."""
+        return _check(
+            _lib.ring_buffer__consume(self._pointer), "cannot read the ring"
+        )
+
+    def close(self) -> None:
+        """Unmap the ring."""
+        _lib.ring_buffer__free(self._pointer)
