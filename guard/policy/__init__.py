@@ -14,7 +14,7 @@ from guard.policy.evaluate import (
     evaluate,
     exe_id,
 )
-from guard.policy.model import DEFAULT_FILE, Fold, Policy, Problem, Rule, printable
+from guard.policy.model import DEFAULT_FILE, Fold, Policy, Problem, Rule
 from guard.policy.parse import load, parse
 from guard.policy.rows import Rows, compile_rows
 
@@ -35,5 +35,4 @@ __all__ = [
     "exe_id",
     "load",
     "parse",
-    "printable",
 ]

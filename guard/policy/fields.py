@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
-from guard.policy.model import Network, printable
+from guard.policy.model import Network, excerpt
 from guard.policy.source import Problems, Source
 
 _UNITS_NS = {
@@ -70,7 +70,7 @@ class Table:
             remedy = f'did you mean "{near[0]}"? ' if near else ""
             self.error(
                 "",
-                f'unknown key "{printable(key)}"',
+                f'unknown key "{excerpt(key)}"',
                 f"{remedy}known here: {', '.join(sorted(known))}",
             )
 
@@ -234,11 +234,11 @@ def _is_int(value: Any) -> bool:
 
 def _shown(value: Any) -> str:
     if isinstance(value, str):
-        return f'"{printable(value, 60)}"'
+        return f'"{excerpt(value, 60)}"'
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, int | float):
-        return printable(value, 40)
+        return excerpt(value, 40)
     return "a table" if isinstance(value, dict) else "a value of another type"
 
 

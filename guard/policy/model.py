@@ -15,6 +15,7 @@ from pathlib import Path
 
 from guard.abi import Direction, Mode, Verdict
 from guard.policy.units import UnitPattern
+from guard.text import printable
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -26,18 +27,13 @@ DEFAULT_FILE = Path("/etc/smtp-guard/policy.toml")
 DEFAULT_PORTS = frozenset({25, 465, 587})
 
 
-def printable(value: object, limit: int = 80) -> str:
-    """Give value as text that cannot harm a terminal, cut after limit."""
+def excerpt(value: object, limit: int = 80) -> str:
+    """Give what a policy's author wrote as harmless text, cut after limit."""
     try:
         text = str(value)
     except ValueError:  # int beyond sys.get_int_max_str_digits()
         text = "a very large number"
-    text = text if len(text) <= limit else text[:limit] + "..."
-    if text.isprintable():
-        return text
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode() for c in text
-    )
+    return printable(text if len(text) <= limit else text[:limit] + "...")
 
 
 @dataclass(frozen=True, slots=True)

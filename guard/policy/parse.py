@@ -20,7 +20,7 @@ from guard.errors import PolicyError
 from guard.policy.check import check_rules
 from guard.policy.fields import Table
 from guard.policy.files import doubt, links_on_the_way, walk
-from guard.policy.model import DEFAULT_PORTS, Fold, Policy, Rule, printable
+from guard.policy.model import DEFAULT_PORTS, Fold, Policy, Rule, excerpt
 from guard.policy.source import (
     MAX_FILES,
     Problems,
@@ -55,7 +55,9 @@ def load(path: Path | str) -> Policy:
     return _build(str(path), main, problems)
 
 
-def parse(text: str, name: str = "policy.toml", directory: Path | None = None) -> Policy:
+def parse(
+    text: str, name: str = "policy.toml", directory: Path | None = None
+) -> Policy:
     """Read a policy from text; includes are looked for in directory first.
 
     Raises PolicyError with every problem found, as `load` does.
@@ -99,7 +101,7 @@ def _refusal(name: str, problems: Problems) -> PolicyError:
     if others:
         what += f" (and {len(others)} more)"
     return PolicyError(
-        printable(name, 400), what, hint=first.remedy, problems=problems.in_order()
+        excerpt(name, 400), what, hint=first.remedy, problems=problems.in_order()
     )
 
 
@@ -118,7 +120,7 @@ def _with_includes(main: Source, problems: Problems) -> list[Source]:
             if path is None:
                 table.error(
                     "include",
-                    f'there is no policy "{printable(name)}"',
+                    f'there is no policy "{excerpt(name)}"',
                     f"shipped: {', '.join(shipped_names())}; or write a path"
                     " relative to this file",
                 )
@@ -139,9 +141,7 @@ def _with_includes(main: Source, problems: Problems) -> list[Source]:
     return sources
 
 
-def _settings(
-    main: Source, rules: tuple[Rule, ...], problems: Problems
-) -> Policy:
+def _settings(main: Source, rules: tuple[Rule, ...], problems: Problems) -> Policy:
     """Read what only the main file may say."""
     top = Table(main, problems, main.data)
     mode = top.choice("mode", ("observe", "enforce"))
@@ -293,7 +293,7 @@ def _units(table: Table) -> tuple[UnitPattern, ...] | None:
         try:
             patterns.append(unit_pattern(text))
         except BadUnit as error:
-            table.error("unit", f'"{printable(text)}": {error}', error.remedy)
+            table.error("unit", f'"{excerpt(text)}": {error}', error.remedy)
     return tuple(patterns)
 
 
@@ -304,10 +304,11 @@ def _exes(table: Table, optional: bool) -> tuple[Path, ...] | None:
     paths: list[Path] = []
     missing = []
     for text in dict.fromkeys(texts):
-        if not text.startswith("/") or not text.isprintable() or ".." in text.split("/"):
+        clean = text.isprintable() and ".." not in text.split("/")
+        if not text.startswith("/") or not clean:
             table.error(
                 "exe",
-                f'"{printable(text)}" is not an absolute path',
+                f'"{excerpt(text)}" is not an absolute path',
                 "write the path from / on, without ..",
             )
             continue

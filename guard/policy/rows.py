@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from guard import abi
-from guard.abi import Dimension, Direction, UnitTail, Verdict
+from guard.abi import Dimension, Direction, UnitTail
 from guard.policy.model import NAT64, Policy, Rule
 from guard.policy.units import Component
 
@@ -179,8 +179,9 @@ def _units(used: Used, slot: int, target: abi.Policy) -> dict[bytes, bytes]:
     heads: list[dict[bytes, int]] = [{} for _ in range(abi.UNIT_DEPTH)]
     first = 0
     for rule, _ in used:
-        patterns = [p.components for p in rule.units] if rule.units is not None else [()]
-        for row, components in enumerate(patterns, first):
+        named = rule.units is not None
+        patterns = [pattern.components for pattern in rule.units or ()]
+        for row, components in enumerate(patterns if named else [()], first):
             bit = 1 << row
             for depth in range(len(components), abi.UNIT_DEPTH + 1):
                 ends[depth] |= bit

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from guard.policy.files import Doubt, doubt, walk
-from guard.policy.model import Problem, printable
+from guard.policy.model import Problem, excerpt
 
 MAX_BYTES = 1 << 20
 MAX_FILES = 64
@@ -83,8 +83,8 @@ class Problems:
         rule: str | None = None,
     ) -> None:
         """Note a problem; the texts may hold what the file's author wrote."""
-        safe = [printable(text, 400) for text in (file, message, remedy)]
-        label = None if rule is None else printable(rule, 100)
+        safe = [excerpt(text, 400) for text in (file, message, remedy)]
+        label = None if rule is None else excerpt(rule, 100)
         self.found.append(Problem(severity, safe[0], line, label, safe[1], safe[2]))
 
     @property
@@ -172,9 +172,7 @@ def from_file(path: Path, problems: Problems, *, main: bool) -> Source | None:
             line=raw[: error.start].count(b"\n") + 1,
         )
         return None
-    return from_text(
-        text, name, problems, directory=path.parent, main=main, path=path
-    )
+    return from_text(text, name, problems, directory=path.parent, main=main, path=path)
 
 
 def _read(path: Path, main: bool) -> tuple[bytes, Doubt | None]:
