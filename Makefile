@@ -28,6 +28,7 @@ setup: ## all that is needed, on a fresh Debian 12 machine
 
 .PHONY: object
 object: $(OBJECT) ## compile the kernel programs
+	@:
 
 # The BTF that CO-RE needs survives llvm-strip -g, only DWARF goes.
 $(OBJECT): bpf/guard.bpf.c $(wildcard bpf/*.h) Makefile

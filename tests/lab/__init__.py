@@ -6,7 +6,7 @@ internet's mail server, postfix.py the host's real Postfix, guarded.py the guard
 on that host, rogue.py the programs that should not be sending mail.
 """
 
-from tests.lab.lab import INTERNET, MX4, MX6, Lab, wait_until
+from tests.lab.lab import INTERNET, MX4, MX6, UNGUARDED, Lab, wait_until
 from tests.lab.postfix import Postfix
 
-__all__ = ["INTERNET", "MX4", "MX6", "Lab", "Postfix", "wait_until"]
+__all__ = ["INTERNET", "MX4", "MX6", "UNGUARDED", "Lab", "Postfix", "wait_until"]

@@ -33,7 +33,9 @@ ROUTER4, ROUTER6 = "192.0.2.1", "2001:db8:1::1"
 MX4, MX6 = "198.51.100.25", "2001:db8:2::25"
 SMTP_PORTS = (25, 465, 587)
 
-HOST, INTERNET = "host", "internet"
+# Where a program runs. Unguarded is the host too, but in a cgroup beside the one
+# a guard is attached to: the control of a denial differs in nothing else.
+HOST, UNGUARDED, INTERNET = "host", "unguarded", "internet"
 CHECKOUT = Path(__file__).resolve().parents[2]
 SCRATCH = "/mnt"  # in the host's mount namespace
 PREFIX = "smtp-guard-lab-"
@@ -204,6 +206,7 @@ class Lab:
         ):
             (self.base / place).mkdir()
             self._spaces[place] = Namespaces(flags, self.base / place)
+        self._spaces[UNGUARDED] = self._spaces[HOST]
         internet = self._spaces[INTERNET].pid
         self.check(["sh", "-c", MOUNTS])
         self.check(["ip", "-batch", "-"], HOST_NETWORK.format(internet=internet))
@@ -244,7 +247,7 @@ class Lab:
             for pipe in (process.stdin, process.stdout, process.stderr):
                 if pipe:
                     pipe.close()
-        for spaces in self._spaces.values():
+        for spaces in set(self._spaces.values()):
             spaces.close()
         self._spaces.clear()
 
@@ -272,9 +275,9 @@ class Lab:
     ) -> subprocess.Popen[str]:
         """Start a program in the lab.
 
-        unit is its cgroup below the host's (or the internet's), made when it is
-        missing; cwd and output (a file for what it prints, else pipes) are paths
-        in the lab. Killed at the lab's end, unless it has ended before.
+        where is HOST, UNGUARDED or INTERNET; unit is a cgroup below that one's,
+        made when it is missing; cwd and output (a file for what it prints, else
+        pipes) are paths in the lab. Killed at the lab's end, if not ended before.
         """
         cgroup = self.base / where / unit
         cgroup.mkdir(parents=True, exist_ok=True)

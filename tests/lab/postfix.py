@@ -26,6 +26,8 @@ transport_maps = texthash:/etc/postfix/transport
 maillog_file = {LOG}
 # What a guarded host is advised to set: the port joins a message to a process.
 smtpd_client_port_logging = yes
+# One connection a message: each is a question to the guard.
+smtp_connection_cache_on_demand = no
 # Try again soon: a test waits for it.
 minimal_backoff_time = 1s
 queue_run_delay = 1s

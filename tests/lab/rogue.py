@@ -10,7 +10,7 @@ from __future__ import annotations
 import subprocess
 from dataclasses import dataclass
 
-from tests.lab.lab import Lab
+from tests.lab.lab import HOST, Lab
 
 FOLDER = "/srv/www/shop.example/uploads"
 PHP = """\
@@ -39,16 +39,17 @@ class Rogue:
     argv: tuple[str, ...]
 
     def run(
-        self, lab: Lab, host: str, port: int = 25, user: str = "www-data"
+        self, lab: Lab, host: str, port: int = 25, where: str = HOST
     ) -> subprocess.CompletedProcess[str]:
         """Run it on the lab's host as the web server would."""
         for name, text in SCRIPTS.items():
             lab.write(f"{FOLDER}/{name}", text)
         return lab.run(
             [part.format(host=host, port=port) for part in self.argv],
-            user=user,
+            user="www-data",
             cwd=FOLDER,
             unit="system.slice/apache2.service",
+            where=where,
         )
 
 
