@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from guard.abi import NAME_LEN, UNIT_DEPTH, Direction, ExeKey, Verdict
+from guard.abi import NAME_LEN, Direction, ExeKey, Verdict
 from guard.policy.files import stat_identify
 from guard.policy.model import NAT64, Address, Network, Policy, Rule
 from guard.policy.units import UnitPattern, tail_of
@@ -130,7 +130,7 @@ def unit_matches(pattern: UnitPattern, unit: str | None) -> bool:
     if unit is None:
         return False
     raw = unit.encode("utf-8", "surrogateescape")
-    names = [name for name in raw.split(b"/") if name][:UNIT_DEPTH]
+    names = [name for name in raw.split(b"/") if name]
     if len(names) < len(pattern.components):
         return False
     for component, name in zip(pattern.components, names, strict=False):

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""guardctl policy: is this policy good, and what does it say?"""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from pathlib import Path
+
+import click
+
+from guard.abi import MAX_ROWS, Mode
+from guard.errors import PolicyError
+from guard.policy import DEFAULT_FILE, Policy, Problem, load
+from guard.policy.describe import conditions, heading, policy_json
+from guard.text import address, printable
+
+_FILE = click.argument(
+    "file", type=click.Path(path_type=Path), default=DEFAULT_FILE, required=False
+)
+_JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+
+_EXAMPLES = """\b
+Examples:
+  guardctl policy check
+  guardctl policy check draft.toml
+  guardctl policy show --json | jq '.rules[].name'
+"""
+
+_CHECK_EXAMPLES = """\b
+Examples:
+  guardctl policy check
+  guardctl policy check draft.toml
+  guardctl policy check --json | jq -r '.problems[].message'
+"""
+
+_SHOW_EXAMPLES = """\b
+Examples:
+  guardctl policy show
+  guardctl policy show draft.toml
+  guardctl policy show --json
+"""
+
+
+@click.group(name="policy", epilog=_EXAMPLES)
+def command() -> None:
+    """Check a policy file and show what it comes to."""
+
+
+@command.command("check", epilog=_CHECK_EXAMPLES)
+@_FILE
+@_JSON
+def check(file: Path, as_json: bool) -> None:
+    """Tell everything that is wrong with FILE; nothing is put in force.
+
+    FILE is /etc/smtp-guard/policy.toml unless given. The exit status is 0 for
+    a policy that can be applied, warnings or not, and 78 for one that cannot.
+    """
+    try:
+        policy = load(file)
+    except PolicyError as error:
+        if not as_json:
+            raise
+        _print_check(file, None, error.problems)
+        raise SystemExit(error.exit_status) from None
+    if as_json:
+        _print_check(file, policy, policy.warnings)
+        return
+    for problem in policy.warnings:
+        click.echo(problem)
+    rules, files = len(policy.rules), len(policy.files)
+    warnings = _count(len(policy.warnings), "warning")
+    click.echo(
+        f"{printable(str(file))}: good, mode {policy.mode.name.lower()}\n"
+        f"  {_count(rules, 'rule')} in {_count(files, 'file')},"
+        f" {_rows(policy)} of {MAX_ROWS} rows, {warnings}"
+    )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _rows(policy: Policy) -> int:
+    return sum(rule.rows for rule in policy.rules)
+
+
+def _print_check(
+    file: Path, policy: Policy | None, problems: tuple[object, ...]
+) -> None:
+    answer = {
+        "file": printable(str(file)),
+        "ok": policy is not None,
+        "rules": len(policy.rules) if policy else None,
+        "rows": _rows(policy) if policy else None,
+        "problems": [p.as_json() for p in problems if isinstance(p, Problem)],
+    }
+    click.echo(json.dumps(answer, indent=2))
+
+
+@command.command("show", epilog=_SHOW_EXAMPLES)
+@_FILE
+@_JSON
+def show(file: Path, as_json: bool) -> None:
+    """Show what FILE and its includes come to, rules in the order they count.
+
+    FILE is /etc/smtp-guard/policy.toml unless given. Of the rules that match a
+    connection the first decides; what no rule allows is denied.
+    """
+    policy = load(file)
+    if as_json:
+        click.echo(json.dumps(policy_json(policy), indent=2))
+        return
+    observe = "nothing is denied" if policy.mode is Mode.OBSERVE else "in force"
+    _line("file", " ".join(map(str, policy.files)))
+    _line("sha256", policy.sha256.hex())
+    _line("mode", f"{policy.mode.name.lower()} ({observe})")
+    _line("ports", " ".join(map(str, sorted(policy.ports))))
+    audit = "journalled" if policy.local_audit else "only counted"
+    _line("local", f"{policy.local_default.name.lower()} unless a rule says, {audit}")
+    targets = [address(to) for to in (policy.redirect4, policy.redirect6) if to]
+    if targets:
+        _line("redirect", f"to {' and '.join(targets)}")
+    _line("fold", _fold(policy))
+    for rule in policy.rules:
+        quiet = ", only counted" if policy.quiet(rule) else ""
+        place = f"{rule.file}:{rule.line}" if rule.line else rule.file
+        click.echo(f"\n{heading(rule)}{quiet}")
+        _line("  from", place)
+        for key, values in conditions(rule).items():
+            _line(
+                f"  {key}", ", ".join(values) or "(none of those named is on this host)"
+            )
+
+
+def _fold(policy: Policy) -> str:
+    if not policy.fold.window_ns:
+        return "never, every connection is a finding"
+    return (
+        f"after {policy.fold.denied} denied or {policy.fold.local} passed alike in"
+        f" {policy.fold.window_ns / 1e9:g} s"
+    )
+
+
+def _line(key: str, text: str) -> None:
+    lines = textwrap.wrap(
+        printable(text), 67, break_long_words=False, break_on_hyphens=False
+    )
+    for index, line in enumerate(lines):
+        click.echo(f"{'' if index else key:<10}{line}")

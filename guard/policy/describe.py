@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A policy in words and as JSON, for the verbs that show it."""
+
+from __future__ import annotations
+
+import grp
+import pwd
+from collections.abc import Callable
+
+from guard.abi import Direction
+from guard.policy.model import Policy, Rule
+
+# In the order in which a reader looks for the reason.
+CONDITIONS = ("unit", "exe", "user", "group", "to", "ports")
+
+
+def user_name(uid: int) -> str:
+    """Name a uid, or give it as digits."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except (KeyError, OverflowError):
+        return str(uid)
+
+
+def group_name(gid: int) -> str:
+    """Name a gid, or give it as digits."""
+    try:
+        return grp.getgrgid(gid).gr_name
+    except (KeyError, OverflowError):
+        return str(gid)
+
+
+def conditions(rule: Rule) -> dict[str, list[str]]:
+    """Give what the rule names, by the keys of the policy file.
+
+    An empty list stands for names of which none exists here.
+    """
+    found: dict[str, list[str]] = {}
+    if rule.units is not None:
+        found["unit"] = [pattern.path for pattern in rule.units]
+    if rule.exes is not None:
+        found["exe"] = list(map(str, rule.exes))
+    _names(found, "user", rule.uids, user_name)
+    _names(found, "group", rule.gids, group_name)
+    if rule.to is not None:
+        found["to"] = list(map(str, rule.to))
+    if rule.ports is not None:
+        found["ports"] = list(map(str, rule.ports))
+    return found
+
+
+def _names(
+    found: dict[str, list[str]],
+    key: str,
+    numbers: tuple[int, ...] | None,
+    name: Callable[[int], str],
+) -> None:
+    if numbers is not None:
+        found[key] = list(map(name, numbers))
+
+
+def rule_json(policy: Policy, rule: Rule) -> dict[str, object]:
+    """Give one rule as a JSON object, numbers with their names resolved."""
+    return {
+        "number": rule.number,
+        "name": rule.name,
+        "direction": rule.direction.name.lower(),
+        "verdict": rule.verdict.name.lower(),
+        "journal": not policy.quiet(rule),
+        "optional": rule.optional,
+        "file": rule.file,
+        "line": rule.line,
+        **conditions(rule),
+    }
+
+
+def policy_json(policy: Policy) -> dict[str, object]:
+    """Give a policy as a JSON object, with the rules in match order."""
+    return {
+        "mode": policy.mode.name.lower(),
+        "ports": sorted(policy.ports),
+        "sha256": policy.sha256.hex(),
+        "files": list(map(str, policy.files)),
+        "local": {
+            "audit": policy.local_audit,
+            "default": policy.local_default.name.lower(),
+        },
+        "redirect": {
+            "to": _target(policy.redirect4),
+            "to6": _target(policy.redirect6),
+        },
+        "fold": {
+            "window_ns": policy.fold.window_ns,
+            "denied": policy.fold.denied,
+            "local": policy.fold.local,
+        },
+        "rules": [rule_json(policy, rule) for rule in policy.rules],
+        "warnings": [problem.as_json() for problem in policy.warnings],
+    }
+
+
+def _target(to: tuple[str, int] | None) -> dict[str, object] | None:
+    return None if to is None else {"addr": to[0], "port": to[1]}
+
+
+def heading(rule: Rule) -> str:
+    """Name a rule with its verdict, for a line of its own."""
+    local = "local " if rule.direction is Direction.LOCAL else ""
+    return f"{local}{rule.verdict.name.lower()} {rule.name}"
