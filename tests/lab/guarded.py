@@ -13,7 +13,7 @@ import subprocess
 import uuid
 from typing import Any
 
-from tests.lab.lab import SCRATCH, Lab, wait_until
+from tests.lab.lab import SCRATCH, Done, Lab, wait_until
 
 POLICY = "/etc/smtp-guard/policy.toml"
 PIN_DIR = "/sys/fs/bpf/smtp-guard"
@@ -75,7 +75,7 @@ class Guard:
         self._process.send_signal(how)
         self._process.wait(20)
 
-    def ctl(self, *argv: str) -> subprocess.CompletedProcess[str]:
+    def ctl(self, *argv: str) -> Done:
         """Run guardctl on the lab's host."""
         return self.lab.run(
             ["guardctl", "--pin-dir", PIN_DIR, *argv], unit="user.slice"

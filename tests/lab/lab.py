@@ -21,6 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -126,6 +127,16 @@ def sweep() -> None:
         maker = cgroup.name.removeprefix(PREFIX).split("-")[0]
         if not Path("/proc", maker).exists():
             kill_cgroup(cgroup)
+
+
+@dataclass
+class Done:
+    """A program that has ended."""
+
+    pid: int
+    returncode: int
+    stdout: str
+    stderr: str
 
 
 class Namespaces:
@@ -318,7 +329,7 @@ class Lab:
         *,
         timeout: float = 30,
         **options: Any,
-    ) -> subprocess.CompletedProcess[str]:
+    ) -> Done:
         """Run a program in the lab to its end; text is its input.
 
         options are those of start(). Raises subprocess.TimeoutExpired after
@@ -334,7 +345,7 @@ class Lab:
             process.wait()
             raise
         self._started.remove(process)
-        return subprocess.CompletedProcess(argv, process.returncode, out, err)
+        return Done(process.pid, process.returncode, out, err)
 
     def check(
         self, argv: Sequence[str], text: str | None = None, **options: Any

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import uuid
 
-from tests.lab.lab import MX6, Lab, wait_until
+from tests.lab.lab import MX4, MX6, Lab, wait_until
 
 UNIT = "system.slice/system-postfix.slice/postfix@-.service"
 LOG = "/var/log/mail.log"
@@ -28,12 +28,15 @@ maillog_file = {LOG}
 smtpd_client_port_logging = yes
 # One connection a message: each is a question to the guard.
 smtp_connection_cache_on_demand = no
+# A new process, from the file that is there by then, every few connections.
+max_use = 3
 # Try again soon: a test waits for it.
 minimal_backoff_time = 1s
 queue_run_delay = 1s
 """
 TRANSPORT = f"""\
 example.org smtp:[mx.example.org]
+v4.example.org smtp:[{MX4}]
 v6.example.org smtp:[{MX6}]
 """
 

@@ -7,10 +7,9 @@ kernel's reason in what it prints.
 
 from __future__ import annotations
 
-import subprocess
 from dataclasses import dataclass
 
-from tests.lab.lab import HOST, Lab
+from tests.lab.lab import HOST, Done, Lab
 
 FOLDER = "/srv/www/shop.example/uploads"
 PHP = """\
@@ -33,19 +32,19 @@ SCRIPTS = {"cache.php": PHP, "campaign.py": PYTHON, "job.sh": BASH}
 
 @dataclass(frozen=True)
 class Rogue:
-    """A program; {host} and {port} in its arguments are where it connects."""
+    """A program; {host} or {url} and {port} in argv are where it connects."""
 
     name: str
     argv: tuple[str, ...]
+    ipv6: bool = True
 
-    def run(
-        self, lab: Lab, host: str, port: int = 25, where: str = HOST
-    ) -> subprocess.CompletedProcess[str]:
+    def run(self, lab: Lab, host: str, port: int = 25, where: str = HOST) -> Done:
         """Run it on the lab's host as the web server would."""
+        url = f"[{host}]" if ":" in host else host
         for name, text in SCRIPTS.items():
             lab.write(f"{FOLDER}/{name}", text)
         return lab.run(
-            [part.format(host=host, port=port) for part in self.argv],
+            [part.format(host=host, url=url, port=port) for part in self.argv],
             user="www-data",
             cwd=FOLDER,
             unit="system.slice/apache2.service",
@@ -54,10 +53,11 @@ class Rogue:
 
 
 ROGUES = [
-    Rogue("php", ("php", "cache.php", "{host}", "{port}")),
+    Rogue("php", ("php", "cache.php", "{url}", "{port}")),
     Rogue("python", ("/usr/bin/python3", "campaign.py", "{host}", "{port}")),
     Rogue("bash", ("bash", "job.sh", "{host}", "{port}")),
-    Rogue("curl", ("curl", "-sSv", "smtp://{host}:{port}")),
-    Rogue("swaks", ("swaks", "--server", "{host}:{port}", "--quit-after", "EHLO")),
+    Rogue("curl", ("curl", "-sSv", "smtp://{url}:{port}")),
+    # Debian's Perl speaks IPv6 only with one more package.
+    Rogue("swaks", ("swaks", "-s", "{host}:{port}", "-q", "EHLO"), ipv6=False),
     Rogue("msmtp", ("msmtp", "--serverinfo", "--host={host}", "--port={port}")),
 ]
