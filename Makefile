@@ -6,7 +6,7 @@ OBJECT := guard/guard.bpf.o
 BPF_ARCH := $(patsubst aarch64,arm64,$(patsubst x86_64,x86,$(shell uname -m)))
 # asm/types.h stands in a directory of the machine's own on Debian.
 MULTIARCH := /usr/include/$(shell uname -m)-linux-gnu
-BPF_FLAGS := -O2 -g -target bpf -D__TARGET_ARCH_$(BPF_ARCH) -Wall -Werror \
+BPF_FLAGS := -O2 -g -target bpf -mcpu=v3 -D__TARGET_ARCH_$(BPF_ARCH) -Wall -Werror \
 	-Ibpf -I$(MULTIARCH)
 # More for the program a target runs: make test ARGS='-k postfix'
 ARGS ?=
@@ -38,7 +38,7 @@ $(OBJECT): bpf/guard.bpf.c $(wildcard bpf/*.h) Makefile
 
 .PHONY: run
 run: setup ## watch this host: guardd in observe mode, findings as they come
-	$(PYTHON) -m guard.daemon --foreground $(ARGS)
+	.venv/bin/guardd --policy policies/default.toml --foreground $(ARGS)
 
 .PHONY: test
 test: setup ## all tests

@@ -82,7 +82,9 @@ class Guard:
         )
 
     def in_force(self) -> bool:
-        """Ask guardctl status."""
+        """Ask guardctl status. Raises RuntimeError when guardd has ended."""
+        if self._process and self._process.poll() is not None:
+            raise RuntimeError(f"guardd: {self._process.returncode}\n{self.log()}")
         return self.ctl("status").returncode == 0
 
     def findings(self, *options: str, at_least: int = 1) -> list[dict[str, Any]]:
