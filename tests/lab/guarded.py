@@ -13,30 +13,24 @@ import subprocess
 import uuid
 from typing import Any
 
+from tests.journald import CONFIG, PROGRAM, served
 from tests.lab.lab import SCRATCH, Done, Lab, wait_until
 
 POLICY = "/etc/smtp-guard/policy.toml"
 PIN_DIR = "/sys/fs/bpf/smtp-guard"
-JOURNALD_CONF = """\
-[Journal]
-Storage=volatile
-Audit=no
-ReadKMsg=no
-RateLimitIntervalSec=0
-"""
 
 
 def start_journald(lab: Lab) -> None:
     """Start the host's journald, in memory, and wait for its socket."""
     lab.write("/etc/machine-id", f"{uuid.uuid4().hex}\n")
-    lab.write("/etc/systemd/journald.conf", JOURNALD_CONF)
+    lab.write("/etc/systemd/journald.conf", CONFIG)
     lab.check(["mkdir", "-p", "/run/log/journal", "/run/systemd/journal"])
     lab.start(
-        ["/lib/systemd/systemd-journald"],
+        [PROGRAM],
         unit="system.slice/systemd-journald.service",
         output=f"{SCRATCH}/journald.log",
     )
-    wait_until(lab.path("/run/systemd/journal/socket").exists, "journald")
+    wait_until(lambda: served(lab.path("/run/systemd/journal/socket")), "journald")
 
 
 class Guard:
