@@ -98,3 +98,15 @@ class TornEvent(GuardError):
     """an event from the kernel makes no sense: {}"""
 
     exit_status = EX_DATAERR
+
+
+class AlreadyRunning(GuardError):
+    """another guardd serves {}"""
+
+    exit_status = EX_TEMPFAIL
+
+
+class BadQuery(GuardError):
+    """{0}: {1}"""
+
+    exit_status = EX_USAGE
