@@ -320,12 +320,16 @@ static __always_inline int ended(struct bpf_sock_ops *ctx, struct conn *conn,
 	conn->report = REPORT_SILENT;
 	ev->kind = EVENT_CLOSED;
 	ev->ended_ns = bpf_ktime_get_boot_ns();
+	ev->bytes_received = ctx->bytes_received;
 	if (tcp) {
 		ev->error = BPF_CORE_READ((struct sock *)tcp, sk_err);
 		ev->bytes_sent = BPF_CORE_READ(tcp, bytes_sent) -
 				 BPF_CORE_READ(tcp, bytes_retrans);
+		/* the peer's FIN is counted as a byte */
+		if (BPF_CORE_READ((struct sock *)tcp, __sk_common.skc_flags) &
+		    1 << SOCK_DONE)
+			ev->bytes_received--;
 	}
-	ev->bytes_received = ctx->bytes_received;
 	if (ev->established_ns)
 		ev->outcome = OUTCOME_CLOSED;
 	else if (ev->error == ECONNREFUSED)

@@ -26,6 +26,7 @@ typedef unsigned long long u64;
 #define ECONNREFUSED 111
 #define ETIMEDOUT 110
 #define EBADF 9
+#define SOCK_DONE 1 /* enum sock_flags, include/net/sock.h: a FIN has come */
 
 #pragma clang attribute push(__attribute__((preserve_access_index)),          \
 			     apply_to = record)
@@ -153,7 +154,12 @@ struct task_struct {
 	unsigned int sessionid;
 };
 
+struct sock_common {
+	unsigned long skc_flags;
+};
+
 struct sock {
+	struct sock_common __sk_common;
 	int sk_err;
 };
 

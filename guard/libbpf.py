@@ -55,8 +55,6 @@ _RETURNS: dict[str, Any] = {
     "bpf_object__find_map_by_name": c.c_void_p,
     "bpf_object__find_program_by_name": c.c_void_p,
     "bpf_object__btf": c.c_void_p,
-    "bpf_program__attach_cgroup": c.c_void_p,
-    "bpf_link__open": c.c_void_p,
     "ring_buffer__new": c.c_void_p,
     "ring_buffer__free": None,
     "btf__type_by_id": c.c_void_p,
@@ -296,37 +294,20 @@ class Map:
                 yield key, value
 
 
-class Link:
-    """A bpf_link: the attachment of a program, replaceable without a gap."""
+def attach(program: int, cgroup: int, attach_type: int) -> int:
+    """Attach a program to an open cgroup2 folder; gives the link's descriptor.
 
-    def __init__(self, pointer: int) -> None:
-        """Wrap a struct bpf_link pointer."""
-        self._pointer = c.c_void_p(pointer)
-        self.fd: int = _lib.bpf_link__fd(self._pointer)
+    The attachment ends with the descriptor unless the link is pinned.
+    """
+    return _check(
+        _lib.bpf_link_create(program, cgroup, attach_type, None),
+        "cannot attach a program",
+    )
 
-    @classmethod
-    def open(cls, path: Path) -> Link:
-        """Open a pinned link."""
-        return cls(
-            _pointer(_lib.bpf_link__open(str(path).encode()), f"cannot open {path}")
-        )
 
-    def update(self, program: int) -> None:
-        """Replace the program (pointer) by BPF_LINK_UPDATE: no connect slips by."""
-        _check(
-            _lib.bpf_link__update_program(self._pointer, c.c_void_p(program)),
-            "cannot swap a program",
-        )
-
-    def pin(self, path: Path) -> None:
-        """Pin the link, so that it outlives this process."""
-        _check(
-            _lib.bpf_link__pin(self._pointer, str(path).encode()), f"cannot pin {path}"
-        )
-
-    def close(self) -> None:
-        """Close our handle; a pinned link stays attached, another one ends."""
-        _lib.bpf_link__destroy(self._pointer)
+def swap(link: int, program: int) -> None:
+    """Replace a link's program by BPF_LINK_UPDATE: no call slips by between."""
+    _check(_lib.bpf_link_update(link, program, None), "cannot swap a program")
 
 
 class Object:
@@ -380,26 +361,12 @@ class Object:
         _check(_lib.bpf_object__load(self._pointer), f"cannot load {self.path}")
 
     def program(self, name: str) -> int:
-        """Give the struct bpf_program pointer of a program."""
-        return _pointer(
+        """Give a loaded program's file descriptor, owned by the object."""
+        found = _pointer(
             _lib.bpf_object__find_program_by_name(self._pointer, name.encode()),
             f"{self.path} has no program {name}",
         )
-
-    def program_fd(self, name: str) -> int:
-        """Give a loaded program's file descriptor, owned by the object."""
-        return _check(
-            _lib.bpf_program__fd(c.c_void_p(self.program(name))), f"{name} not loaded"
-        )
-
-    def attach_cgroup(self, name: str, cgroup: int) -> Link:
-        """Attach a program to an open cgroup2 directory by a link."""
-        return Link(
-            _pointer(
-                _lib.bpf_program__attach_cgroup(c.c_void_p(self.program(name)), cgroup),
-                f"cannot attach {name}",
-            )
-        )
+        return _check(_lib.bpf_program__fd(c.c_void_p(found)), f"{name} is not loaded")
 
     def layouts(self) -> dict[str, tuple[int, dict[str, int]]]:
         """Give size and field offsets (bytes) of every struct in the BTF."""

@@ -1,0 +1,273 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""guardd: puts the guard in force, keeps it current, and journals what it finds.
+
+Wiring only. The main thread keeps the kernel's maps current (policy, executables,
+the host's addresses); the scribe carries events to the journal. Neither ending
+opens a port: programs and maps are pinned and stay in force.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import os
+import selectors
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+from systemd import daemon as sd
+
+from guard import __version__, kernel
+from guard.abi import Counter
+from guard.errors import AlreadyRunning, GuardError, KernelError, NotRoot, PolicyError
+from guard.filewatch import FileWatch
+from guard.finding import Finding, Kind, Notice
+from guard.force import Force, policy_notice, refusal_notice
+from guard.hosts import AddressNews, own_addresses
+from guard.message import message
+from guard.origin import Naming
+from guard.policy import DEFAULT_FILE, load
+from guard.scribe import Scribe
+from guard.text import printable
+
+_TICK_SECONDS = 1.0  # status line and watchdog; systemd's limit is far longer
+_STOP_SECONDS = 5.0
+
+
+class Daemon:
+    """One run of guardd."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        """Keep the options; nothing is touched before start()."""
+        self._options = options
+        self._selector = selectors.DefaultSelector()
+        self._signals: set[int] = set()
+        self._naming = Naming()
+
+    def start(self) -> None:
+        """Put the guard in force. Raises GuardError, with nothing half done."""
+        options = self._options
+        adopted = kernel.is_loaded(options.pin_dir)
+        try:
+            policy = load(options.policy)
+            refused = None
+        except PolicyError as error:
+            if not adopted:
+                raise
+            # the rows that are in force stay; better old than none
+            policy, refused = None, error
+        self._guard = kernel.Guard.load(options.pin_dir, ring_bytes=options.ring_bytes)
+        self._lock()
+        self._force = Force(self._guard)
+        self._addresses = AddressNews()
+        self._files = FileWatch()
+        self._guard.set_hosts(own_addresses())
+        if policy:
+            self._force.apply(policy)
+            self._naming.use_rules(0, policy.rule_name)
+            self._files.watch(policy.exes)
+        self._guard.attach(options.cgroup)
+        self._guard.set_about(
+            pid=os.getpid(),
+            started=time.time(),
+            policy=str(options.policy),
+            cgroup=str(options.cgroup),
+            version=__version__,
+            refused=str(refused) if refused else None,
+            programs={a.name: a.tag for a in self._guard.attachments()},
+        )
+        if "loaded" not in self._guard.about():
+            self._guard.set_about(loaded=time.time())
+        self._scribe = Scribe(self._guard, self._naming, self._echo)
+        self._scribe.start()
+        self._scribe.tell(self._loaded_notice(adopted))
+        if policy:
+            self._scribe.tell(policy_notice(policy, options.policy))
+        if refused:
+            self._scribe.tell(refusal_notice(refused, options.policy))
+
+    def _lock(self) -> None:
+        """Be the only guardd of this guard: two would each read half the ring."""
+        self._lock_fd = os.open(self._options.pin_dir, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise AlreadyRunning(
+                self._options.pin_dir,
+                hint="stop it first: systemctl stop smtp-guard",
+            ) from None
+
+    def _loaded_notice(self, adopted: bool) -> Notice:
+        how = "adopted, programs swapped" if adopted else "loaded"
+        where = self._options.cgroup
+        return Notice(
+            Kind.LOADED,
+            time.time_ns() // 1000,
+            f"guard {how}: smtp-guard {__version__} at {where}, programs pinned "
+            f"under {self._options.pin_dir}",
+            fields={"VERSION": __version__, "ADOPTED": str(int(adopted))},
+        )
+
+    def run(self) -> None:
+        """Work until SIGTERM or SIGINT."""
+        wake, wakened = socket.socketpair()
+        for end in (wake, wakened):
+            end.setblocking(False)
+        signal.set_wakeup_fd(wakened.fileno())
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, lambda number, _: self._signals.add(number))
+        self._selector.register(wake, selectors.EVENT_READ, None)
+        self._selector.register(
+            self._addresses, selectors.EVENT_READ, self._on_addresses
+        )
+        self._selector.register(self._files, selectors.EVENT_READ, self._on_files)
+        sd.notify("READY=1")
+        tick_at = 0.0
+        while not self._signals & {signal.SIGTERM, signal.SIGINT}:
+            if signal.SIGHUP in self._signals:
+                self._signals.discard(signal.SIGHUP)
+                self._reload()
+            now = time.monotonic()
+            if now >= tick_at:
+                tick_at = now + _TICK_SECONDS
+                self._tick()
+            for key, _ in self._selector.select(tick_at - now):
+                if key.data is None:
+                    wake.recv(4096)
+                else:
+                    key.data()
+
+    def _on_addresses(self) -> None:
+        self._addresses.drain()
+        self._guard.set_hosts(own_addresses())
+
+    def _on_files(self) -> None:
+        if self._files.changed():
+            self._force.follow_files()
+
+    def _reload(self) -> None:
+        now_us = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+        sd.notify(f"RELOADING=1\nMONOTONIC_USEC={now_us}")
+        path = self._options.policy
+        since_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        attempt = int(self._guard.about().get("attempt", 0)) + 1
+        try:
+            policy = load(path)
+            self._force.apply(policy)
+        except (PolicyError, KernelError) as error:
+            self._scribe.tell(refusal_notice(error, path))
+            self._guard.set_about(refused=str(error)[:1024], attempt=attempt)
+        else:
+            self._naming.use_rules(since_ns, policy.rule_name)
+            self._files.watch(policy.exes)
+            self._scribe.tell(policy_notice(policy, path))
+            self._guard.set_about(refused=None, attempt=attempt)
+        sd.notify("READY=1")
+
+    def _tick(self) -> None:
+        counters = self._guard.counters()
+        about = self._guard.about()
+        mode = self._guard.mode.name.lower()
+        parts = [
+            f"{mode}: {counters[Counter.JUDGED]} connects judged",
+            f"{counters[Counter.DENIED]} denied",
+            f"{counters[Counter.LOST_RING]} lost",
+        ]
+        if about.get("refused"):
+            parts.append("new policy refused, the old one is in force")
+        if self._scribe.trouble:
+            parts.append(f"journald does not take findings: {self._scribe.trouble}")
+        state = f"STATUS={', '.join(parts)}"
+        if self._scribe.is_alive():
+            state += "\nWATCHDOG=1"
+        sd.notify(state)
+
+    def _echo(self, found: Finding | Notice) -> None:
+        if self._options.foreground:
+            text = message(found) if isinstance(found, Finding) else found.message
+            clock = time.strftime("%H:%M:%S", time.localtime(found.time_us / 1e6))
+            print(f"{clock} {printable(text)}", flush=True)
+
+    def stop(self) -> None:
+        """End; what is in force stays in force."""
+        sd.notify("STOPPING=1")
+        self._guard.set_about(pid=None, started=None)
+        if not self._scribe.stop(_STOP_SECONDS):
+            sys.stderr.write(f"guardd: {self._scribe.trouble}; events stay queued\n")
+            sys.stderr.flush()
+
+
+def _options(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="guardd",
+        description="Deny, attribute and journal SMTP connections of this host.",
+        epilog="SIGHUP reloads the policy. Stopping guardd does not open the host: "
+        "what it loaded stays in force until `guardctl unload`.",
+    )
+    parser.add_argument(
+        "--policy",
+        type=Path,
+        default=DEFAULT_FILE,
+        metavar="FILE",
+        help="policy to put in force (default %(default)s)",
+    )
+    parser.add_argument(
+        "--cgroup",
+        type=Path,
+        metavar="DIR",
+        help="cgroup2 folder to guard (default: the root, that is everything)",
+    )
+    parser.add_argument(
+        "--pin-dir",
+        type=Path,
+        default=kernel.DEFAULT_PIN_DIR,
+        metavar="DIR",
+        help="where the guard is pinned (default %(default)s)",
+    )
+    parser.add_argument(
+        "--ring-bytes",
+        type=int,
+        metavar="N",
+        help="size of a new ring, a power of two (default 4194304)",
+    )
+    parser.add_argument(
+        "--foreground",
+        action="store_true",
+        help="also print what is journalled on standard output",
+    )
+    parser.add_argument(
+        "--version", action="version", version=f"smtp-guard {__version__}"
+    )
+    options = parser.parse_args(arguments)
+    size = options.ring_bytes
+    if size is not None and (size < 4096 or size & (size - 1)):
+        parser.error("--ring-bytes must be a power of two, at least 4096")
+    return options
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run guardd; exits with the status of errors.py on failure."""
+    options = _options(arguments)
+    try:
+        if os.geteuid():
+            raise NotRoot("guardd")
+        if options.cgroup is None:
+            options.cgroup = kernel.find_cgroup2()
+        daemon = Daemon(options)
+        daemon.start()
+    except GuardError as error:
+        sys.stderr.write(f"guardd: {error.report()}\n")
+        sd.notify(f"STATUS={error}\nERRNO=1")
+        raise SystemExit(error.exit_status) from None
+    daemon.run()
+    daemon.stop()
+    # not sys.exit: a scribe that hangs must not be waited for, see Scribe.stop
+    sys.stdout.flush()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Bytes out of the kernel: ring samples, counted repeats, and what was lost."""
+
+from __future__ import annotations
+
+import mmap
+import struct
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from guard import abi, libbpf
+from guard.abi import Counter
+from guard.errors import TornEvent
+from guard.event import Event, unpack_event
+from guard.kernel import Guard, wait_for_running_programs
+
+# Counters that stand for something a journal will never show, and why.
+LOSSES = {
+    Counter.LOST_RING: "the ring was full: findings of judged connections",
+    Counter.LOST_CLOSED: "the ring was full: ends of connections",
+    Counter.NO_STORAGE: "a socket took no record: source port and end not known",
+    Counter.NO_OWNER: "too many connections at once: not in the map of owners",
+    Counter.NO_FOLD: "too many identities at once: repeats journalled one by one",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Repeats:
+    """What one identity did again and again within one window."""
+
+    first: Event
+    folded: int  # connects that made no event
+    last_ns: int  # CLOCK_BOOTTIME
+
+
+class Ring:
+    """The one reader of a guard's ring."""
+
+    def __init__(
+        self,
+        guard: Guard,
+        on_event: Callable[[Event], None],
+        on_torn: Callable[[TornEvent], None],
+    ) -> None:
+        """Read for these handlers, which must not raise.
+
+        An event's room in the ring is given free when its handler returns: one
+        that waits keeps it, and what follows, safe in the kernel.
+        """
+
+        def handle(raw: bytes) -> None:
+            try:
+                event = unpack_event(raw)
+            except TornEvent as error:
+                on_torn(error)
+            else:
+                on_event(event)
+
+        self._guard = guard
+        self._buffer = libbpf.RingBuffer(guard.map("ring").fd, handle)
+
+    def poll(self, timeout_ms: int) -> int:
+        """Wait for events and handle all there are; gives how many."""
+        return self._buffer.poll(timeout_ms)
+
+    def consume(self) -> int:
+        """Handle what is there without waiting; gives how many."""
+        return self._buffer.consume()
+
+    def close(self) -> None:
+        """Stop reading; what is in the ring stays there."""
+        self._buffer.close()
+
+
+def finished_repeats(guard: Guard, everything: bool = False) -> Iterator[Repeats]:
+    """Give and forget the rows of windows that are over.
+
+    A row is deleted after it was given, so that a crash between counts it twice
+    rather than never. everything: also windows that are not over (unload).
+    """
+    folds = guard.map("folds")
+    window_ns = guard.policy().window_ns
+    now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    # not "older than": a reload may have changed the length of windows
+    current = now // window_ns if window_ns and not everything else None
+    due = [
+        key
+        for key in list(folds.keys())
+        if abi.FoldKey.from_buffer_copy(key).window != current
+    ]
+    if not due:
+        return
+    wait_for_running_programs()
+    for key in due:
+        raw = folds.get(key)
+        if raw is None:
+            continue
+        row = abi.Fold.from_buffer_copy(raw)
+        if row.folded:
+            first = raw[abi.Fold.first.offset :]
+            yield Repeats(unpack_event(first), row.folded, row.last_ns)
+        folds.delete(key)
+
+
+class Losses:
+    """What was lost since it was last told, over restarts of the reader."""
+
+    def __init__(self, guard: Guard) -> None:
+        """Begin where the guard's record says the last reader ended."""
+        self._guard = guard
+        told = guard.about().get("told", {})
+        self._told = {counter: int(told.get(counter.name, 0)) for counter in LOSSES}
+
+    def news(self) -> dict[Counter, int]:
+        """Give how far each loss counter has moved; {}: nothing was lost."""
+        now = self._guard.counters()
+        return {
+            counter: now[counter] - before
+            for counter, before in self._told.items()
+            if now[counter] != before
+        }
+
+    def tell(self, news: dict[Counter, int]) -> None:
+        """Remember that these were journalled."""
+        for counter, moved in news.items():
+            self._told[counter] += moved
+        self._guard.set_about(
+            told={counter.name: value for counter, value in self._told.items()}
+        )
+
+
+def backlog(guard: Guard) -> int:
+    """Give how many bytes of the ring wait to be read.
+
+    The two positions stand on pages of their own before the data, see
+    Documentation/bpf/ringbuf.rst.
+    """
+    fd = guard.map("ring").fd
+    with mmap.mmap(fd, mmap.PAGESIZE, access=mmap.ACCESS_READ) as page:
+        (consumed,) = struct.unpack_from("=Q", page)
+    with mmap.mmap(
+        fd, mmap.PAGESIZE, access=mmap.ACCESS_READ, offset=mmap.PAGESIZE
+    ) as page:
+        (produced,) = struct.unpack_from("=Q", page)
+    return int(produced - consumed)

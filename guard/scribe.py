@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The scribe: a thread that carries what the kernel found to the journal.
+
+It alone writes, and it waits as long as journald takes: an event it waits with
+stays in the kernel's ring, for itself or for the next guardd, while the main
+thread goes on keeping the policy's rows current.
+"""
+
+from __future__ import annotations
+
+import queue
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+from guard.abi import Counter
+from guard.errors import JournalError, TornEvent
+from guard.event import Event
+from guard.finding import Finding, Kind, Notice
+from guard.journal import JournalWriter
+from guard.kernel import Guard
+from guard.origin import Naming
+from guard.ring import LOSSES, Losses, Ring, finished_repeats
+
+_POLL_MS = 200
+_LOOK_SECONDS = 1.0  # for finished windows and losses
+
+
+class Scribe(threading.Thread):
+    """Reads the ring and writes the journal until told to stop."""
+
+    def __init__(
+        self, guard: Guard, naming: Naming, echo: Callable[[Finding | Notice], None]
+    ) -> None:
+        """Write for this guard; echo is called with all that is written."""
+        super().__init__(name="scribe", daemon=True)
+        self._guard = guard
+        self._naming = naming
+        self._echo = echo
+        self._writer = JournalWriter()
+        self._notices: queue.SimpleQueue[Notice] = queue.SimpleQueue()
+        self._stopping = threading.Event()
+        self._losses = Losses(guard)
+        self._ring = Ring(guard, self._on_event, self._on_torn)
+        self.trouble = ""  # what journald's last error said; "" when it takes
+        self.written = 0
+
+    def tell(self, notice: Notice) -> None:
+        """Have a notice written, after the findings that came before it."""
+        self._notices.put(notice)
+
+    def stop(self, seconds: float) -> bool:
+        """Finish what is there, for at most so long; False: journald hangs.
+
+        A scribe that hangs holds an event whose room in the ring is not free
+        yet: the process may end, the next guardd reads it again.
+        """
+        self._stopping.set()
+        self.join(seconds)
+        return not self.is_alive()
+
+    def run(self) -> None:
+        """Thread body."""
+        look_at = time.monotonic()
+        while not self._stopping.is_set():
+            self._ring.poll(_POLL_MS)
+            self._write_notices()
+            if time.monotonic() >= look_at:
+                look_at = time.monotonic() + _LOOK_SECONDS
+                self._look()
+        self._ring.consume()
+        self._look()
+        self._write_notices()
+        self._writer.close()
+
+    def _look(self) -> None:
+        for repeats in finished_repeats(self._guard):
+            self._write(self._naming.summary(repeats))
+        news = self._losses.news()
+        if news:
+            self._write(_loss_notice(news))
+            self._losses.tell(news)
+
+    def _write_notices(self) -> None:
+        while not self._notices.empty():
+            self._write(self._notices.get())
+
+    def _on_event(self, event: Event) -> None:
+        self._write(self._naming.finding(event))
+
+    def _on_torn(self, error: TornEvent) -> None:
+        self._write(
+            Notice(Kind.LOST, time.time_ns() // 1000, str(error), 3, {"TORN": "1"})
+        )
+
+    def _write(self, found: Finding | Notice) -> None:
+        """Write, however long it takes; never raises."""
+        self._echo(found)
+        while True:
+            try:
+                self._writer.write(found, 1.0)
+            except JournalError as error:
+                if not self.trouble:
+                    sys.stderr.write(f"guardd: {error.report()}\n")
+                self.trouble = str(error)
+                continue
+            self.trouble = ""
+            self.written += 1
+            return
+
+
+def _loss_notice(news: dict[Counter, int]) -> Notice:
+    parts = [f"{moved} ({LOSSES[counter]})" for counter, moved in news.items()]
+    return Notice(
+        kind=Kind.LOST,
+        time_us=time.time_ns() // 1000,
+        message="lost: " + "; ".join(parts),
+        priority=3,
+        fields={counter.name: str(moved) for counter, moved in news.items()},
+    )
