@@ -241,7 +241,7 @@ def _is_own(to: Address) -> bool:
         for entry in entries
         if entry.family in families
     }
-    return to.is_loopback or to in own
+    return to.is_loopback or to.is_unspecified or to in own
 
 
 def _effect(policy: Policy, destination: Destination, decision: Decision) -> str:

@@ -69,8 +69,8 @@ class Table:
             near = difflib.get_close_matches(key[:40], known, 1)
             remedy = f'did you mean "{near[0]}"? ' if near else ""
             self.error(
-                "",
-                f'unknown key "{excerpt(key)}"',
+                key,
+                "unknown key",
                 f"{remedy}known here: {', '.join(sorted(known))}",
             )
 
@@ -277,6 +277,7 @@ def _network(value: Any) -> Network:
 
 def _network_remedy(value: Any) -> str:
     try:
-        return f'write "{ipaddress.ip_network(str(value), strict=False)}"'
+        network = ipaddress.ip_network(str(value).split("%")[0], strict=False)
+        return f'write "{network}"'
     except ValueError:
         return 'write it as in "203.0.113.0/24" or "2001:db8::1"'
