@@ -17,7 +17,8 @@ from typing import IO, Any
 import click
 import psutil
 
-from guard.abi import Direction, Mode, Verdict
+from guard.abi import Direction, ExeKey, Mode, Verdict
+from guard.errors import NotRoot
 from guard.policy import (
     DEFAULT_FILE,
     Caller,
@@ -118,7 +119,7 @@ def command(
         raise click.UsageError("say where to: --to ADDR, or --finding FILE")
     policy = load(file)
     caller, destination = _caller(wanted), _destination(wanted)
-    decision = evaluate(policy, caller, destination)
+    decision = evaluate(policy, caller, destination, _look)
     effect = _effect(policy, destination, decision)
     if as_json:
         answer = _as_json(policy, wanted, caller, destination, decision, effect)
@@ -198,10 +199,21 @@ def _executable(text: str | None) -> Executable | None:
     path = Path(os.path.abspath(text))
     try:
         status = os.stat(path)
-        inode, name = stat_identify(path)
-    except (OSError, ValueError):
+        inode, name = _look(path)
+    except FileNotFoundError:
         return None
+    except (OSError, ValueError):
+        raise click.BadParameter(
+            f"cannot look at {printable(text)!r}", param_hint="--exe"
+        ) from None
     return Executable(exe_id(inode), exe_id(name), is_trusted(status))
+
+
+def _look(path: Path) -> tuple[ExeKey, ExeKey]:
+    try:
+        return stat_identify(path)
+    except PermissionError as error:
+        raise NotRoot(f"comparing {path}") from error
 
 
 def _unit(text: str | None) -> str | None:

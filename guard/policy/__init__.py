@@ -15,7 +15,7 @@ from guard.policy.evaluate import (
     exe_id,
 )
 from guard.policy.model import DEFAULT_FILE, Fold, Policy, Problem, Rule
-from guard.policy.parse import load, parse
+from guard.policy.parse import load, parse, refresh
 from guard.policy.rows import Rows, compile_rows
 
 __all__ = [
@@ -35,4 +35,5 @@ __all__ = [
     "exe_id",
     "load",
     "parse",
+    "refresh",
 ]

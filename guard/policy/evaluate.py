@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from guard.abi import NAME_LEN, Direction, ExeKey, Verdict
-from guard.policy.files import stat_identify
+from guard.policy.files import is_missing, stat_identify
 from guard.policy.model import NAT64, Address, Network, Policy, Rule
 from guard.policy.units import UnitPattern, tail_of
 
@@ -165,6 +165,8 @@ def _exe_matches(
         return False
     try:
         inode, name = identify(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
+    except OSError as error:
+        if is_missing(error):
+            return False
+        raise
     return exe_id(inode) == executable.inode or exe_id(name) == executable.name

@@ -133,6 +133,11 @@ def _key(status: os.stat_result, name: bytes = b"") -> ExeKey:
     return ExeKey(status.st_ino, device, 0, 0, 0, name)
 
 
+def is_missing(error: OSError) -> bool:
+    """Tell whether a file is just not there, or not yet."""
+    return error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+
+
 def is_trusted(status: os.stat_result) -> bool:
     """Tell whether the kernel compares this executable at all: root's alone."""
     return status.st_uid == 0 and not status.st_mode & 0o022

@@ -124,8 +124,9 @@ class Policy:
     sha256: bytes = bytes(32)  # of all files, in the order read
     files: tuple[Path, ...] = ()  # the policy file first, then its includes
     exes: frozenset[Path] = frozenset()  # as named, and every link on the way
-    watch: frozenset[Path] = frozenset()  # a change of these needs a new load
+    watch: frozenset[Path] = frozenset()  # a change of these calls for refresh()
     warnings: tuple[Problem, ...] = ()
+    texts: tuple[tuple[str, str], ...] = ()  # name and content of each file
 
     def rule_name(self, number: int) -> str | None:
         """Name the rule of an event; None for NO_RULE or an unknown number."""

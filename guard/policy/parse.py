@@ -19,7 +19,7 @@ from guard.abi import MAX_ROWS, NAME_LEN, Direction, Mode, Verdict
 from guard.errors import PolicyError
 from guard.policy.check import check_rules
 from guard.policy.fields import Table
-from guard.policy.files import doubt, links_on_the_way, walk
+from guard.policy.files import doubt, is_missing, links_on_the_way, walk
 from guard.policy.model import DEFAULT_PORTS, Fold, Policy, Rule, excerpt
 from guard.policy.source import (
     MAX_FILES,
@@ -52,7 +52,7 @@ def load(path: Path | str) -> Policy:
     """
     problems = Problems()
     main = from_file(Path(os.path.abspath(path)), problems, main=True)
-    return _build(str(path), main, problems)
+    return _build(str(path), _with_includes(main, problems), problems)
 
 
 def parse(
@@ -64,17 +64,33 @@ def parse(
     """
     problems = Problems()
     main = from_text(text, name, problems, directory=directory)
-    return _build(name, main, problems)
+    return _build(name, _with_includes(main, problems), problems)
 
 
-def _build(name: str, main: Source | None, problems: Problems) -> Policy:
-    sources = _with_includes(main, problems) if main else []
+def refresh(policy: Policy) -> Policy:
+    """Look up again what a policy names: executables, users and groups.
+
+    For a change of policy.watch. The text stays what it was when the policy was
+    read, so that a file being edited has no effect before it is loaded. Raises
+    PolicyError as `load` does.
+    """
+    problems = Problems()
+    sources = [
+        from_text(text, name, problems, main=not index)
+        for index, (name, text) in enumerate(policy.texts)
+    ]
+    known = [source for source in sources if source]
+    renewed = _build(policy.texts[0][0], known, problems)
+    return replace(renewed, files=policy.files)
+
+
+def _build(name: str, sources: list[Source], problems: Problems) -> Policy:
     parsed = [_rules(source, problems) for source in sources]
     rules = _numbered(
         [rule for outbound, _ in parsed for rule in outbound]
         + [rule for _, local in parsed for rule in local]
     )
-    policy = _settings(main, rules, problems) if main else None
+    policy = _settings(sources[0], rules, problems) if sources else None
     if policy is not None:
         check_rules(policy, problems)
         _count_rows(policy, name, problems)
@@ -84,14 +100,16 @@ def _build(name: str, main: Source | None, problems: Problems) -> Policy:
     files = tuple(source.path for source in sources if source.path)
     digest = hashlib.sha256()
     for source in sources:  # lengths, so that text cannot move between files
-        digest.update(len(source.raw).to_bytes(8, "big") + source.raw)
+        raw = source.text.encode(errors="surrogatepass")
+        digest.update(len(raw).to_bytes(8, "big") + raw)
     return replace(
         policy,
         sha256=digest.digest(),
         files=files,
         exes=frozenset(exes),
-        watch=frozenset(exes.union(files, _ACCOUNTS)),
+        watch=frozenset(exes.union(_ACCOUNTS)),
         warnings=tuple(problems.in_order()),
+        texts=tuple((source.name, source.text) for source in sources),
     )
 
 
@@ -105,8 +123,10 @@ def _refusal(name: str, problems: Problems) -> PolicyError:
     )
 
 
-def _with_includes(main: Source, problems: Problems) -> list[Source]:
+def _with_includes(main: Source | None, problems: Problems) -> list[Source]:
     """Read includes depth first; a file named twice is read once."""
+    if main is None:
+        return []
     sources: list[Source] = []
     seen: set[Path] = set()
 
@@ -330,9 +350,9 @@ def _check_exe(table: Table, path: Path) -> bool:
     """Tell whether the file exists, and note why it could not be matched."""
     try:
         way = walk(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
     except OSError as error:
+        if is_missing(error):
+            return False
         table.warn("exe", f"{path}: {error.strerror}", "run this as root to check it")
         return True
     status = way.entries[-1][1]

@@ -10,7 +10,6 @@ included; the kernel ANDs one row a dimension and takes the lowest bit.
 from __future__ import annotations
 
 import ctypes
-import errno
 import ipaddress
 import struct
 from collections.abc import Callable, Iterable
@@ -19,6 +18,7 @@ from pathlib import Path
 
 from guard import abi
 from guard.abi import Dimension, Direction, UnitTail
+from guard.policy.files import is_missing
 from guard.policy.model import NAT64, Policy, Rule
 from guard.policy.units import Component
 
@@ -28,8 +28,6 @@ _MASK = struct.Struct(f"={abi.MASK_WORDS}Q")
 _WORD = (1 << 64) - 1
 _SLOT_BITS = 32  # slot or slot_depth, the first bits of both LPM keys
 _MAPPED_BITS = 96  # ::ffff:0:0/96
-# The file is not there (yet): no row. Anything else is the caller's problem.
-_MISSING = (errno.ENOENT, errno.ENOTDIR)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +142,7 @@ def _exe_keys(path: Path, slot: int, identify: Identify) -> list[bytes]:
     try:
         keys = identify(path)
     except OSError as error:
-        if error.errno not in _MISSING:
+        if not is_missing(error):
             raise
         return []
     return [

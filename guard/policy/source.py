@@ -59,7 +59,7 @@ class Source:
 
     name: str  # as shown in messages
     directory: Path | None  # for what it includes
-    raw: bytes
+    text: str
     data: dict[str, Any]
     lines: Lines
     main: bool
@@ -143,8 +143,7 @@ def from_text(
             line=int(at[1]) if at else None,
         )
         return None
-    raw = text.encode("utf-8", "surrogatepass")
-    return Source(name, directory, raw, data, locate(text), main, path)
+    return Source(name, directory, text, data, locate(text), main, path)
 
 
 def from_file(path: Path, problems: Problems, *, main: bool) -> Source | None:

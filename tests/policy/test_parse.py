@@ -11,7 +11,7 @@ import pytest
 
 from guard.abi import Direction, Mode, Verdict
 from guard.errors import EX_CONFIG, PolicyError
-from guard.policy import Fold, Policy, Problem, load, parse
+from guard.policy import Fold, Policy, Problem, load, parse, refresh
 
 HEAD = 'mode = "enforce"\n'
 RULE = HEAD + '[[rule]]\nname = "r"\nverdict = "allow"\nuser = "root"\n'
@@ -312,7 +312,7 @@ def test_own_rules_come_before_included_ones(tmp_path: Path) -> None:
     assert [path.name for path in policy.files] == [
         *("policy.toml", "one.toml", "two.toml", "three.toml")
     ]
-    assert policy.watch >= {*policy.files, Path("/etc/passwd"), Path("/etc/group")}
+    assert policy.watch >= {*policy.exes, Path("/etc/passwd"), Path("/etc/group")}
     before = policy.sha256
     write(tmp_path / "sub/two.toml", 'include = "../one.toml"\n' + included("2", 2))
     assert load(tmp_path / "policy.toml").sha256 != before
@@ -384,3 +384,35 @@ def test_the_default_policy_observes_this_hosts_postfix() -> None:
     assert postfix.uids == (pwd.getpwnam("postfix").pw_uid,)
     assert postfix.units is None and postfix.to is None
     assert ipaddress.ip_network("0.0.0.0/0") not in (postfix.to or ())
+
+
+def test_refresh_sees_new_files_and_users_but_no_new_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A package that is installed later is let through without a reload."""
+    exe = tmp_path / "mta"
+    rule = (
+        f'[[rule]]\nname = "mta"\nexe = "{exe}"\nuser = "new-mta"\n'
+        'verdict = "allow"\noptional = true\n'
+    )
+    write(tmp_path / "mta.toml", rule)
+    main = write(tmp_path / "policy.toml", HEAD + 'include = "mta"\n')
+    policy = load(main)
+    assert policy.rules[0].uids == ()
+    assert refresh(policy) == policy
+
+    main.write_text("half a poli")
+    exe.symlink_to("/bin/true")
+    real = pwd.getpwnam
+
+    # A made-up entry: the host's own /etc/passwd is not for tests to change.
+    def getpwnam(name: str) -> pwd.struct_passwd:
+        return real("root" if name == "new-mta" else name)
+
+    monkeypatch.setattr(pwd, "getpwnam", getpwnam)
+    renewed = refresh(policy)
+    assert renewed.rules[0].uids == (0,)
+    assert exe.resolve() in renewed.exes - policy.exes
+    assert (renewed.sha256, renewed.files) == (policy.sha256, policy.files)
+    with pytest.raises(PolicyError):
+        load(main)
