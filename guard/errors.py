@@ -110,3 +110,9 @@ class BadQuery(GuardError):
     """{0}: {1}"""
 
     exit_status = EX_USAGE
+
+
+class NoAccess(GuardError):
+    """cannot look at {}: permission denied"""
+
+    exit_status = EX_NOPERM

@@ -18,7 +18,7 @@ import click
 import psutil
 
 from guard.abi import Direction, ExeKey, Mode, Verdict
-from guard.errors import NotRoot
+from guard.errors import NoAccess
 from guard.policy import (
     DEFAULT_FILE,
     Caller,
@@ -213,7 +213,7 @@ def _look(path: Path) -> tuple[ExeKey, ExeKey]:
     try:
         return stat_identify(path)
     except PermissionError as error:
-        raise NotRoot(f"comparing {path}") from error
+        raise NoAccess(printable(str(path)), hint="run this as root") from error
 
 
 def _unit(text: str | None) -> str | None:
