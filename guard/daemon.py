@@ -9,7 +9,6 @@ opens a port: programs and maps are pinned and stay in force.
 from __future__ import annotations
 
 import argparse
-import fcntl
 import os
 import selectors
 import signal
@@ -22,10 +21,10 @@ from systemd import daemon as sd
 
 from guard import __version__, kernel
 from guard.abi import Counter
-from guard.errors import AlreadyRunning, GuardError, KernelError, NotRoot, PolicyError
+from guard.errors import GuardError, KernelError, NotRoot, PolicyError
 from guard.filewatch import FileWatch
 from guard.finding import Finding, Kind, Notice
-from guard.force import Force, policy_notice, refusal_notice
+from guard.force import bring_up, only_one, policy_notice, refusal_notice
 from guard.hosts import AddressNews, own_addresses
 from guard.message import message
 from guard.origin import Naming
@@ -50,66 +49,23 @@ class Daemon:
     def start(self) -> None:
         """Put the guard in force. Raises GuardError, with nothing half done."""
         options = self._options
-        adopted = kernel.is_loaded(options.pin_dir)
-        try:
-            policy = load(options.policy)
-            refused = None
-        except PolicyError as error:
-            if not adopted:
-                raise
-            # the rows that are in force stay; better old than none
-            policy, refused = None, error
-        self._guard = kernel.Guard.load(options.pin_dir, ring_bytes=options.ring_bytes)
-        self._lock()
-        self._force = Force(self._guard)
-        self._addresses = AddressNews()
-        self._files = FileWatch()
-        self._guard.set_hosts(own_addresses())
-        if policy:
-            self._force.apply(policy)
-            self._naming.use_rules(0, policy.rule_name)
-            self._files.watch(policy.exes)
-        self._guard.attach(options.cgroup)
-        self._guard.set_about(
-            pid=os.getpid(),
-            started=time.time(),
-            policy=str(options.policy),
-            cgroup=str(options.cgroup),
-            version=__version__,
-            refused=str(refused) if refused else None,
-            programs={a.name: a.tag for a in self._guard.attachments()},
+        self._only = only_one(options.pin_dir)
+        self._only.__enter__()  # for as long as this process lives
+        started = bring_up(
+            options.pin_dir, options.cgroup, options.policy, options.ring_bytes
         )
-        if "loaded" not in self._guard.about():
-            self._guard.set_about(loaded=time.time())
+        self._guard, self._force = started.guard, started.force
+        self._addresses = AddressNews()
+        self._guard.set_hosts(own_addresses())  # once more: now none is missed
+        self._files = FileWatch()
+        if started.policy:
+            self._naming.use_rules(0, started.policy.rule_name)
+            self._files.watch(started.policy.exes)
+        self._guard.set_about(pid=os.getpid(), started=time.time())
         self._scribe = Scribe(self._guard, self._naming, self._echo)
         self._scribe.start()
-        self._scribe.tell(self._loaded_notice(adopted))
-        if policy:
-            self._scribe.tell(policy_notice(policy, options.policy))
-        if refused:
-            self._scribe.tell(refusal_notice(refused, options.policy))
-
-    def _lock(self) -> None:
-        """Be the only guardd of this guard: two would each read half the ring."""
-        self._lock_fd = os.open(self._options.pin_dir, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise AlreadyRunning(
-                self._options.pin_dir,
-                hint="stop it first: systemctl stop smtp-guard",
-            ) from None
-
-    def _loaded_notice(self, adopted: bool) -> Notice:
-        how = "adopted, programs swapped" if adopted else "loaded"
-        where = self._options.cgroup
-        return Notice(
-            Kind.LOADED,
-            time.time_ns() // 1000,
-            f"guard {how}: smtp-guard {__version__} at {where}, programs pinned "
-            f"under {self._options.pin_dir}",
-            fields={"VERSION": __version__, "ADOPTED": str(int(adopted))},
-        )
+        for notice in started.notices(options.policy):
+            self._scribe.tell(notice)
 
     def run(self) -> None:
         """Work until SIGTERM or SIGINT."""

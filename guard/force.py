@@ -3,14 +3,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import os
 import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-from guard import abi
-from guard.errors import GuardError
+from guard import __version__, abi
+from guard.errors import AlreadyRunning, GuardError, PolicyError
 from guard.finding import Kind, Notice
-from guard.kernel import Guard
-from guard.policy import Policy, compile_rows
+from guard.hosts import own_addresses
+from guard.kernel import Guard, ensure_bpffs, is_loaded
+from guard.policy import Policy, compile_rows, load
 
 _OTHERS_WRITE = 0o022
 
@@ -25,7 +31,7 @@ class Force:
 
     def apply(self, policy: Policy) -> None:
         """Put policy in force; on KernelError the old one stays, whole."""
-        self._guard.apply(compile_rows(policy, 1 - self._guard.slot, self._keys))
+        self._guard.apply(compile_rows(policy, 1 - self._guard.slot, exe_keys(self._guard)))
         self._policy = policy
 
     def follow_files(self) -> None:
@@ -35,19 +41,117 @@ class Force:
         in its directory, which holds from the moment of the rename.
         """
         if self._policy:
-            rows = compile_rows(self._policy, self._guard.slot, self._keys)
+            rows = compile_rows(self._policy, self._guard.slot, exe_keys(self._guard))
             self._guard.update_exes(rows.exes)
 
-    def _keys(self, path: Path) -> tuple[abi.ExeKey, abi.ExeKey]:
-        """Identify an executable for the exes map.
 
-        One that others than root can write counts as missing: the kernel would
-        not match it either.
-        """
-        seen = self._guard.identify(path)
+def exe_keys(guard: Guard) -> Callable[[Path], tuple[abi.ExeKey, abi.ExeKey]]:
+    """Give what compile_rows() asks for the kernel's keys of an executable.
+
+    One that others than root can write counts as missing: the kernel would not
+    match it either.
+    """
+
+    def keys(path: Path) -> tuple[abi.ExeKey, abi.ExeKey]:
+        seen = guard.identify(path)
         if seen.uid or seen.mode & _OTHERS_WRITE:
             raise FileNotFoundError(2, "not root's alone to write", str(path))
         return seen.inode, seen.name
+
+    return keys
+
+
+@contextlib.contextmanager
+def only_one(pin_dir: Path) -> Iterator[None]:
+    """Be the only process that changes the guard pinned there.
+
+    Two guardds would each read half the ring. Raises AlreadyRunning; the lock
+    ends with the process, however it ends.
+    """
+    ensure_bpffs(pin_dir)
+    folder = os.open(pin_dir, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(folder)
+        raise AlreadyRunning(
+            pin_dir, hint="stop it first: systemctl stop smtp-guard"
+        ) from None
+    try:
+        yield
+    finally:
+        os.close(folder)
+
+
+@dataclass(frozen=True)
+class Start:
+    """A guard that was brought up, and how."""
+
+    guard: Guard
+    force: Force
+    adopted: bool  # it was loaded already; its programs were swapped for ours
+    policy: Policy | None
+    refused: PolicyError | None  # why the policy file is not what is in force
+
+    def notices(self, file: Path) -> list[Notice]:
+        """Make the findings that tell of it."""
+        notices = [loaded_notice(self.guard, self.adopted)]
+        if self.policy:
+            notices.append(policy_notice(self.policy, file))
+        if self.refused:
+            notices.append(refusal_notice(self.refused, file))
+        return notices
+
+
+def bring_up(
+    pin_dir: Path, cgroup: Path, file: Path, ring_bytes: int | None = None
+) -> Start:
+    """Load or adopt the guard, put the policy in force, attach.
+
+    Where a guard is loaded already, a policy that fails leaves the rows that are
+    in force: better than none. Where none is, it raises PolicyError. After any
+    error of a first load nothing is left behind.
+    """
+    adopted = is_loaded(pin_dir)
+    policy, refused = None, None
+    try:
+        policy = load(file)
+    except PolicyError as error:
+        if not adopted:
+            raise
+        refused = error
+    guard = Guard.load(pin_dir, ring_bytes=ring_bytes)
+    force = Force(guard)
+    try:
+        guard.set_hosts(own_addresses())
+        if policy:
+            force.apply(policy)
+        guard.attach(cgroup)
+        guard.set_about(
+            policy=str(file),
+            cgroup=str(cgroup),
+            version=__version__,
+            loaded=guard.about().get("loaded", time.time()),
+            refused=str(refused)[:1024] if refused else None,
+        )
+    except BaseException:
+        if not adopted:
+            guard.unload()
+        raise
+    return Start(guard, force, adopted, policy, refused)
+
+
+def loaded_notice(guard: Guard, adopted: bool) -> Notice:
+    """Make the finding that the guard is in the kernel."""
+    how = "adopted, programs swapped" if adopted else "loaded"
+    cgroup = guard.about().get("cgroup")
+    return Notice(
+        Kind.LOADED,
+        time.time_ns() // 1000,
+        f"guard {how}: smtp-guard {__version__} at {cgroup}, pinned under "
+        f"{guard.pin_dir}",
+        fields={"VERSION": __version__, "ADOPTED": str(int(adopted))},
+    )
 
 
 def policy_notice(policy: Policy, path: Path) -> Notice:

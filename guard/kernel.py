@@ -60,6 +60,13 @@ MAPS = {
     "folds": "folds",
     "conns": "conns",
 }
+# The maps that hold a policy's rows, and the type of their keys.
+ROW_MAPS: dict[str, Any] = {
+    "exes": abi.ExeKey,
+    "numbers": abi.NumberKey,
+    "units": abi.UnitKey,
+    "prefixes": abi.PrefixKey,
+}
 SO_NETNS_COOKIE = 71  # include/uapi/asm-generic/socket.h, Linux 5.14
 ALL_PORTS = frozenset(range(65536))
 _KEY0 = bytes(4)
@@ -287,13 +294,19 @@ class Guard:
     @property
     def slot(self) -> int:
         """The slot of the policy in force."""
-        return int(abi.Control.from_buffer_copy(self._control()).slot)
+        return int(self.control().slot)
 
-    def _control(self) -> bytes:
+    @property
+    def home_netns(self) -> int:
+        """The cookie of the network namespace whose addresses are the host's."""
+        return int(self.control().home_netns)
+
+    def control(self) -> abi.Control:
+        """Give the words that every program reads first."""
         value = self.map("control").get(_KEY0)
         if value is None:
             raise NotLoaded(self.pin_dir, hint="load it again: guardctl load")
-        return value
+        return abi.Control.from_buffer_copy(value)
 
     @property
     def mode(self) -> abi.Mode:
@@ -319,7 +332,7 @@ class Guard:
             rule = rows.rules[index] if index < len(rows.rules) else abi.Rule()
             key = struct.pack("=I", slot * abi.MAX_ROWS + index)
             self.map("rules").put(key, bytes(rule))
-        for name in ("exes", "numbers", "units", "prefixes"):
+        for name in ROW_MAPS:
             table = self.map(name)
             for key, value in getattr(rows, name).items():
                 table.put(key, value)
@@ -327,7 +340,7 @@ class Guard:
 
         # A port that both policies guard is guarded throughout; one that only
         # one of them names is judged by that one or not at all.
-        control = abi.Control.from_buffer_copy(self._control())
+        control = self.control()
         before = guarded_ports(control)
         unguard(control, (before & rows.ports) if before != ALL_PORTS else rows.ports)
         self.map("control").put(_KEY0, bytes(control))
@@ -339,12 +352,7 @@ class Guard:
     def _purge(self, slot: int) -> None:
         """Forget the rows of a slot that no running program reads any more."""
         wait_for_running_programs()
-        for name, kind in (
-            ("exes", abi.ExeKey),
-            ("numbers", abi.NumberKey),
-            ("units", abi.UnitKey),
-            ("prefixes", abi.PrefixKey),
-        ):
+        for name, kind in ROW_MAPS.items():
             table = self.map(name)
             for key in list(table.keys()):
                 if row_slot(kind.from_buffer_copy(key)) == slot:
@@ -444,7 +452,7 @@ class Guard:
                 program = libbpf.program_by_id(link.prog_id)
             except KernelError:
                 continue
-            tag = bytes(libbpf.info(program, libbpf.ProgramInfo).tag).hex()
+            tag = libbpf.tag(program)
             os.close(program)
             found.append(Attachment(hook, link.prog_id, tag, link.cgroup_id))
         return found

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes as c
 import errno
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -200,6 +201,28 @@ def info(fd: int, kind: type[Any]) -> Any:
         "cannot ask the kernel about a BPF object",
     )
     return record
+
+
+def tag(program: int) -> str:
+    """Give the kernel's hash of a program's instructions, in hexadecimal."""
+    return bytes(info(program, ProgramInfo).tag).hex()
+
+
+def program_maps(number: int) -> set[int]:
+    """Give the ids of the maps that the program with this id uses."""
+    program = program_by_id(number)
+    try:
+        count = info(program, ProgramInfo).nr_map_ids
+        ids = (c.c_uint32 * count)()
+        record = ProgramInfo(nr_map_ids=count, map_ids=c.addressof(ids))
+        size = c.c_uint32(c.sizeof(record))
+        _check(
+            _lib.bpf_obj_get_info_by_fd(program, c.byref(record), c.byref(size)),
+            "cannot ask the kernel about a BPF program",
+        )
+    finally:
+        os.close(program)
+    return set(ids)
 
 
 def get_pinned(path: Path) -> int:
