@@ -16,6 +16,7 @@ import select
 import socket
 import time
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from operator import attrgetter
 from typing import Any, TypeAlias
 
@@ -59,59 +60,73 @@ _REMEDY = "is journald running? systemctl status systemd-journald"
 # ---- the table: attribute of Finding, field, and what reads the field
 
 
-def _number(text: str) -> int:
+def _text(value: Any) -> str:
+    """Read bytes or str, as journal readers give them; ValueError for a list."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "surrogateescape")
+    if isinstance(value, str):
+        return value
+    if type(value) is int:  # PRIORITY, by systemd.journal.Reader
+        return str(value)
+    raise ValueError(f"a {type(value).__name__} is no field of ours")
+
+
+def _number(value: Any) -> int:
     """Read a plain decimal; ValueError for a sign, a space, 64 bits or more."""
-    if len(text) > 19 or not text.isdigit():
-        raise ValueError(f"{text[:40]!r} is not a number")
-    return int(text)
+    if not isinstance(value, bytes):
+        value = _text(value).encode("utf-8", "surrogateescape")
+    if len(value) > 19 or not value.isdigit():
+        raise ValueError(f"{value[:40]!r} is not a number")
+    return int(value)
 
 
-def _time(text: str) -> int:
+def _time(value: Any) -> int:
     """Read microseconds since 1970; ValueError beyond what datetime can show."""
-    if (number := _number(text)) >> 55:
+    if (number := _number(value)) >> 55:
         raise ValueError(f"{number} is not a time of this millennium")
     return number
 
 
-_COLUMNS: tuple[tuple[str, str, Callable[[str], Any]], ...] = (
+_COLUMNS: tuple[tuple[str, str, Callable[[Any], Any]], ...] = (
     ("time_us", "SMTPGUARD_TIME_US", _time),
     ("seq", "SMTPGUARD_SEQ", _number),
-    ("connection", "SMTPGUARD_CONNECTION", str),
-    ("verdict", "SMTPGUARD_VERDICT", str),
-    ("mode", "SMTPGUARD_MODE", str),
-    ("direction", "SMTPGUARD_DIRECTION", str),
-    ("rule", "SMTPGUARD_RULE", str),
-    ("outcome", "SMTPGUARD_OUTCOME", str),
+    ("connection", "SMTPGUARD_CONNECTION", _text),
+    ("verdict", "SMTPGUARD_VERDICT", _text),
+    ("mode", "SMTPGUARD_MODE", _text),
+    ("direction", "SMTPGUARD_DIRECTION", _text),
+    ("rule", "SMTPGUARD_RULE", _text),
+    ("outcome", "SMTPGUARD_OUTCOME", _text),
     ("pid", "SMTPGUARD_PID", _number),
     ("tid", "SMTPGUARD_TID", _number),
     ("ppid", "SMTPGUARD_PPID", _number),
     ("start_us", "SMTPGUARD_START_US", _time),
     ("uid", "SMTPGUARD_UID", _number),
-    ("user", "SMTPGUARD_USER", str),
+    ("user", "SMTPGUARD_USER", _text),
     ("gid", "SMTPGUARD_GID", _number),
-    ("group", "SMTPGUARD_GROUP", str),
+    ("group", "SMTPGUARD_GROUP", _text),
     ("real_uid", "SMTPGUARD_REAL_UID", _number),
     ("real_gid", "SMTPGUARD_REAL_GID", _number),
     ("loginuid", "SMTPGUARD_LOGINUID", _number),
     ("session", "SMTPGUARD_SESSION", _number),
-    ("comm", "SMTPGUARD_COMM", str),
-    ("exe", "SMTPGUARD_EXE", str),
-    ("exe_device", "SMTPGUARD_EXE_DEVICE", str),
+    ("comm", "SMTPGUARD_COMM", _text),
+    ("exe", "SMTPGUARD_EXE", _text),
+    ("exe_device", "SMTPGUARD_EXE_DEVICE", _text),
     ("exe_inode", "SMTPGUARD_EXE_INODE", _number),
     ("exe_nlink", "SMTPGUARD_EXE_NLINK", _number),
-    ("cwd", "SMTPGUARD_CWD", str),
-    ("unit", "SMTPGUARD_UNIT", str),
-    ("container", "SMTPGUARD_CONTAINER", str),
-    ("cgroup", "SMTPGUARD_CGROUP", str),
+    ("cwd", "SMTPGUARD_CWD", _text),
+    ("unit", "SMTPGUARD_UNIT", _text),
+    ("container", "SMTPGUARD_CONTAINER", _text),
+    ("cgroup", "SMTPGUARD_CGROUP", _text),
     ("netns", "SMTPGUARD_NETNS", _number),
-    ("error", "SMTPGUARD_ERROR", str),
+    ("error", "SMTPGUARD_ERROR", _text),
     ("bytes_sent", "SMTPGUARD_BYTES_SENT", _number),
     ("bytes_received", "SMTPGUARD_BYTES_RECEIVED", _number),
     ("duration_us", "SMTPGUARD_DURATION_US", _number),
 )
 # Those of which Finding says that None means not known: the field is absent.
 _MAY_MISS = frozenset(
-    "rule ppid user group loginuid session exe unit container error duration_us".split()
+    ("rule", "ppid", "user", "group", "loginuid", "session", "exe", "unit")
+    + ("container", "error", "duration_us")
 )
 _REQUIRED = tuple((a, f, how) for a, f, how in _COLUMNS if a not in _MAY_MISS)
 _OPTIONAL = tuple((a, f, how) for a, f, how in _COLUMNS if a in _MAY_MISS)
@@ -149,7 +164,7 @@ def _finding_lines(finding: Finding) -> list[str]:
     ]
     entry += [
         form % value
-        for form, value in zip(_FORMS, _values(finding))
+        for form, value in zip(_FORMS, _values(finding), strict=True)
         if value is not None
     ]
     if finding.src:
@@ -286,17 +301,6 @@ class JournalWriter:
 # ---- reading
 
 
-def _text(value: Any) -> str:
-    """Turn what a journal reader gave for a field into text; ValueError if not one."""
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "surrogateescape")
-    if isinstance(value, str):
-        return value
-    if type(value) is int:  # PRIORITY, by systemd.journal.Reader
-        return str(value)
-    raise ValueError(f"a {type(value).__name__} is no field of ours")
-
-
 def read(entry: Mapping[str, Any]) -> Found:
     """Make a Finding or a Notice of a journal entry.
 
@@ -317,10 +321,10 @@ def read(entry: Mapping[str, Any]) -> Found:
 def _finding(kind: Kind, entry: Mapping[str, Any]) -> Finding:
     known: dict[str, Any] = {}
     for attribute, name, how in _REQUIRED:
-        known[attribute] = how(_text(entry[name]))
+        known[attribute] = how(entry[name])
     for attribute, name, how in _OPTIONAL:
         value = entry.get(name)
-        known[attribute] = None if value is None else how(_text(value))
+        known[attribute] = None if value is None else how(value)
     return Finding(
         kind=kind,
         dst=_end("DST", entry),
@@ -328,8 +332,8 @@ def _finding(kind: Kind, entry: Mapping[str, Any]) -> Finding:
         via=_end("VIA", entry) if "SMTPGUARD_VIA_ADDR" in entry else None,
         args=_args(_text(entry.get("SMTPGUARD_ARGS", "[]"))),
         ancestors=_ancestors(_text(entry.get("SMTPGUARD_ANCESTORS", "[]"))),
-        count=_number(_text(entry.get("SMTPGUARD_COUNT", "1"))),
-        last_us=_time(_text(entry.get("SMTPGUARD_LAST_US", "0"))),
+        count=_number(entry.get("SMTPGUARD_COUNT", b"1")),
+        last_us=_time(entry.get("SMTPGUARD_LAST_US", b"0")),
         incomplete=tuple(
             filter(None, _text(entry.get("SMTPGUARD_INCOMPLETE", "")).split(","))
         ),
@@ -338,12 +342,13 @@ def _finding(kind: Kind, entry: Mapping[str, Any]) -> Finding:
 
 
 def _end(which: str, entry: Mapping[str, Any]) -> tuple[str, int]:
-    port = _number(_text(entry[f"SMTPGUARD_{which}_PORT"]))
+    port = _number(entry[f"SMTPGUARD_{which}_PORT"])
     if port > 65535:
         raise ValueError(f"{port} is no port")
     return _text(entry[f"SMTPGUARD_{which}_ADDR"]), port
 
 
+@lru_cache(maxsize=1024)
 def _args(text: str) -> tuple[str, ...]:
     args = json.loads(text)
     if not isinstance(args, list) or not all(isinstance(a, str) for a in args):
@@ -351,6 +356,7 @@ def _args(text: str) -> tuple[str, ...]:
     return tuple(args)
 
 
+@lru_cache(maxsize=1024)
 def _ancestors(text: str) -> tuple[Process, ...]:
     parents = json.loads(text)
     made = tuple(Process(**parent) for parent in parents)
@@ -365,12 +371,13 @@ def _ancestors(text: str) -> tuple[Process, ...]:
 def _notice(kind: Kind, entry: Mapping[str, Any]) -> Notice:
     return Notice(
         kind=kind,
-        time_us=_time(_text(entry["SMTPGUARD_TIME_US"])),
+        time_us=_time(entry["SMTPGUARD_TIME_US"]),
         message=_text(entry["MESSAGE"]),
-        priority=_number(_text(entry["PRIORITY"])),
+        priority=_number(entry["PRIORITY"]),
         fields={
             name.removeprefix(PREFIX): _text(value)
             for name, value in entry.items()
-            if name.startswith(PREFIX) and name not in (f"{PREFIX}KIND", f"{PREFIX}TIME_US")
+            if name.startswith(PREFIX)
+            and name not in (f"{PREFIX}KIND", f"{PREFIX}TIME_US")
         },
     )

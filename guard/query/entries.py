@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Raw entries out of the journal, and only those that guardd wrote."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeAlias
+
+# Not systemd.journal: its Reader converts every field of every entry in Python,
+# which costs three times the reading, and its import half of ours.
+from systemd import _reader
+
+from guard.errors import JournalError
+from guard.journal import IDENTIFIER
+
+Entry: TypeAlias = dict[str, Any]  # bytes, or a list of them for a field given twice
+
+SERVICE = "smtp-guard.service"
+ACCOUNT = "smtp-guard"
+
+# An entry is written after its connect(): at once, or when guardd is back. The
+# ring keeps what happened meanwhile, so --until looks so much further.
+LATE_US = 600 * 1_000_000
+
+
+def writers(foreign: bool) -> list[str]:
+    """Give the matches that tell guardd's entries from forged ones.
+
+    Any user may send journald an entry with our MESSAGE_ID; fields that begin
+    with an underscore are journald's own and cannot be sent. Trusted are root,
+    the unit's processes, and on this host the account guardd runs as.
+    """
+    trusted = ["_UID=0", f"_SYSTEMD_UNIT={SERVICE}"]
+    if not foreign:
+        with contextlib.suppress(KeyError):
+            trusted.append(f"_UID={pwd.getpwnam(ACCOUNT).pw_uid}")
+    return trusted
+
+
+class Journal:
+    """The local journal, a directory of journal files, or all hosts' (merge)."""
+
+    def __init__(self, directory: str | None = None, merge: bool = False) -> None:
+        """Say which journal; it is opened by each question anew.
+
+        Raises JournalError when directory cannot be read.
+        """
+        self._directory = directory
+        self._flags = 0
+        if directory is None:
+            # Not the users' own files: guardd writes to the system's.
+            self._flags = _reader.SYSTEM | (0 if merge else _reader.LOCAL_ONLY)
+        else:
+            try:
+                os.scandir(directory).close()
+            except OSError as error:
+                raise JournalError(
+                    f"{directory}: {error.strerror}",
+                    hint="--directory wants a directory of *.journal files",
+                ) from None
+        self._finder: Any = None
+        self._trusted = writers(directory is not None or merge)
+
+    def open(self, matches: Sequence[str]) -> Any:
+        """Open a reader whose entries are guardd's and meet matches."""
+        try:
+            reader = _reader._Reader(self._flags, self._directory)
+        except (OSError, ValueError) as error:
+            raise JournalError(
+                f"cannot be opened: {error}", hint="guardctl doctor looks at journald"
+            ) from None
+        self._match(reader, matches)
+        return reader
+
+    def _match(self, reader: Any, matches: Sequence[str]) -> None:
+        """Ask for (a trusted writer) and (ours) and (all of matches)."""
+        for number, trusted in enumerate(self._trusted):
+            if number:
+                reader.add_disjunction()
+            reader.add_match(trusted)
+        reader.add_conjunction()
+        if not matches:  # any other names a field that only we have
+            reader.add_match(f"SYSLOG_IDENTIFIER={IDENTIFIER}")
+        for match in matches:
+            reader.add_match(match.encode("utf-8", "surrogateescape"))
+
+    def forward(
+        self, matches: Sequence[str], since_us: int, until_us: int
+    ) -> Iterator[Entry]:
+        """Give the entries written in that time, oldest first."""
+        with contextlib.closing(self.open(matches)) as reader:
+            if since_us:
+                reader.seek_realtime(since_us)
+            else:
+                reader.seek_head()
+            while reader._next():
+                if reader._get_realtime() > until_us:
+                    return
+                yield _whole(reader)
+
+    def backward(
+        self, matches: Sequence[str], since_us: int, until_us: int
+    ) -> Iterator[Entry]:
+        """Give the entries written in that time, newest first."""
+        with contextlib.closing(self.open(matches)) as reader:
+            if until_us >> 54:  # the far future, which seeking would wrap
+                reader.seek_tail()
+            else:
+                reader.seek_realtime(until_us + 1)
+            while reader._previous():
+                if reader._get_realtime() < since_us:
+                    return
+                yield _whole(reader)
+
+    def follow(self, matches: Sequence[str], since_us: int) -> Iterator[Entry | None]:
+        """Give the entries written since then, and go on for ever.
+
+        Gives None when there is nothing more for now, at least once a second.
+        """
+        with contextlib.closing(self.open(matches)) as reader:
+            reader.wait(0)  # watch the files before looking, or a new one is missed
+            reader.seek_realtime(since_us)
+            while True:
+                while reader._next():
+                    yield _whole(reader)
+                yield None
+                reader.wait(1_000_000)
+
+    def find(self, matches: Sequence[str]) -> Entry | None:
+        """Give the oldest entry that meets matches; cheap when asked often."""
+        if self._finder is None:
+            self._finder = self.open(matches)
+        else:
+            self._finder.flush_matches()
+            self._match(self._finder, matches)
+        self._finder.seek_head()
+        return _whole(self._finder) if self._finder._next() else None
+
+
+def _whole(reader: Any) -> Entry:
+    """Give the entry the reader stands at; an empty one where it is damaged."""
+    try:
+        entry: Entry = reader._get_all()
+    except OSError:  # EBADMSG: a file torn by a crash
+        return {}
+    return entry
