@@ -22,24 +22,31 @@ STAGES = [
     "errors",
     "text",
     "abi",
+    "event",
     "libbpf",
     "kernel",
     "ring",
     "finding",
     "origin",
+    "message",
     "journal",
     "query",
     "policy",
+    "checks",
+    "hosts",
+    "filewatch",
+    "force",
+    "verify",
+    "scribe",
     "daemon",
     "doctor",
     "cli",
 ]
 
 PYTHON_LINES, C_LINES = 450, 300
-# Longer, and why: each is one thing with no seam to cut it at.
+# Longer, and why: one thing with no seam to cut it at.
 LONGER = {
-    "guard/abi.py": 640,  # the mirror of one header, field by field
-    "bpf/guard.h": 350,  # that header
+    "bpf/guard.h": 350,  # the contract, which both sides read as one
 }
 
 NO_SPDX = {".md", ".gitignore", "LICENSE", ".json"}

@@ -47,13 +47,18 @@ class Postfix:
     def __init__(self, lab: Lab) -> None:
         """Configure, but do not start."""
         self.lab = lab
+        self.unit = UNIT
         lab.write("/etc/postfix/main.cf", MAIN_CF)
         lab.write("/etc/postfix/transport", TRANSPORT)
         lab.check(["cp", "/usr/share/postfix/master.cf.dist", "/etc/postfix/master.cf"])
         lab.check(["chown", "postfix:postfix", "/var/lib/postfix"])
 
-    def start(self) -> None:
-        """ExecStartPre= and ExecStart= of postfix@-.service, then wait for it."""
+    def start(self, unit: str = UNIT) -> None:
+        """ExecStartPre= and ExecStart= of postfix@-.service, then wait for it.
+
+        unit is the cgroup it is started in; another one is `postfix start` by hand.
+        """
+        self.unit = unit
         self._do("/usr/lib/postfix/configure-instance.sh", "-")
         self._do("postmulti", "-i", "-", "-p", "start")
         wait_until(self.is_listening, "Postfix on 127.0.0.1:25")
@@ -65,7 +70,7 @@ class Postfix:
 
     def processes(self) -> list[int]:
         """Give the PIDs in the unit's cgroup."""
-        procs = self.lab.cgroup / UNIT / "cgroup.procs"
+        procs = self.lab.cgroup / self.unit / "cgroup.procs"
         return [int(pid) for pid in procs.read_text().split()] if procs.exists() else []
 
     def is_listening(self) -> bool:
@@ -116,7 +121,7 @@ class Postfix:
 
     def _do(self, *argv: str) -> None:
         # To a file: master(8) inherits a pipe and would keep it open for ever.
-        done = self.lab.run(argv, unit=UNIT, output="/var/log/postfix-start.log")
+        done = self.lab.run(argv, unit=self.unit, output="/var/log/postfix-start.log")
         if done.returncode != 0:
             said = self.lab.path("/var/log/postfix-start.log").read_text()
             raise RuntimeError(f"{argv}: exit {done.returncode}\n{said}\n{self.log()}")

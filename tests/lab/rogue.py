@@ -56,7 +56,7 @@ ROGUES = [
     Rogue("php", ("php", "cache.php", "{url}", "{port}")),
     Rogue("python", ("/usr/bin/python3", "campaign.py", "{host}", "{port}")),
     Rogue("bash", ("bash", "job.sh", "{host}", "{port}")),
-    Rogue("curl", ("curl", "-sSv", "smtp://{url}:{port}")),
+    Rogue("curl", ("curl", "-sSv", "-X", "NOOP", "smtp://{url}:{port}")),
     # Debian's Perl speaks IPv6 only with one more package.
     Rogue("swaks", ("swaks", "-s", "{host}:{port}", "-q", "EHLO"), ipv6=False),
     Rogue("msmtp", ("msmtp", "--serverinfo", "--host={host}", "--port={port}")),

@@ -115,13 +115,40 @@ def test_without_its_rule_postfix_is_denied(guard: Guard, postfix: Postfix) -> N
     """What makes the tests above and below ones that can fail."""
     guard.apply(WITHOUT_POSTFIX)
     try:
+        log_before = len(postfix.log())
         mark = postfix.submit()
-        wait_until(lambda: EPERM in postfix.log(), "smtp(8) being denied")
+        wait_until(lambda: EPERM in postfix.log()[log_before:], "smtp(8) being denied")
         row = guard.findings("--exe", SMTP, "--verdict", "deny")[0]
         assert row["user"] == "postfix"
     finally:
         guard.apply(ENFORCE)
     postfix.delivered(mark)  # deferred, and sent as soon as it may be
+
+
+def test_a_rule_can_demand_the_unit(guard: Guard, postfix: Postfix) -> None:
+    """The strict policy: the right file and user in another unit are not enough."""
+    unit = postfix.lab.unit("system.slice/system-postfix.slice/postfix@*.service")
+    rule = f"""
+[[rule]]
+name = "postfix in its unit"
+exe = "{SMTP}"
+user = "postfix"
+unit = "{unit}"
+verdict = "allow"
+"""
+    guard.apply(WITHOUT_POSTFIX + rule)
+    try:
+        postfix.delivered(postfix.submit())
+        postfix.stop()
+        postfix.start(unit="user.slice")
+        log_before = len(postfix.log())
+        mark = postfix.submit()
+        wait_until(lambda: EPERM in postfix.log()[log_before:], "smtp(8) being denied")
+        postfix.stop()
+        postfix.start()
+        postfix.delivered(mark)
+    finally:
+        guard.apply(ENFORCE)
 
 
 def under_load(postfix: Postfix, act: Callable[[], None]) -> int:
