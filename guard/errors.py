@@ -116,3 +116,9 @@ class NoAccess(GuardError):
     """cannot look at {}: permission denied"""
 
     exit_status = EX_NOPERM
+
+
+class NotApplied(GuardError):
+    """policy not applied, the old one is in force: {}"""
+
+    exit_status = EX_TEMPFAIL

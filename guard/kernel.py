@@ -280,10 +280,14 @@ class Guard:
         finally:
             os.close(folder)
 
-    def unload(self) -> None:
-        """Detach everything and forget it: from here on the host is open."""
+    def detach(self) -> None:
+        """Detach every hook: from here on the host is open."""
         for hook in reversed(HOOKS):
             self.link_path(hook).unlink(missing_ok=True)
+
+    def unload(self) -> None:
+        """Detach everything and forget it, findings that wait included."""
+        self.detach()
         for folder in self.pin_dir.glob("v*"):
             _remove(folder)
         with contextlib.suppress(OSError):  # somebody else's pins are in it

@@ -41,6 +41,7 @@ class Scribe(threading.Thread):
         self._writer = JournalWriter()
         self._notices: queue.SimpleQueue[Notice] = queue.SimpleQueue()
         self._stopping = threading.Event()
+        self._everything = False
         self._losses = Losses(guard)
         self._ring = Ring(guard, self._on_event, self._on_torn)
         self.trouble = ""  # what journald's last error said; "" when it takes
@@ -50,12 +51,15 @@ class Scribe(threading.Thread):
         """Have a notice written, after the findings that came before it."""
         self._notices.put(notice)
 
-    def stop(self, seconds: float) -> bool:
+    def stop(self, seconds: float, everything: bool = False) -> bool:
         """Finish what is there, for at most so long; False: journald hangs.
+
+        everything: also repeats of a window that is not over yet.
 
         A scribe that hangs holds an event whose room in the ring is not free
         yet: the process may end, the next guardd reads it again.
         """
+        self._everything = everything
         self._stopping.set()
         self.join(seconds)
         return not self.is_alive()
@@ -75,7 +79,7 @@ class Scribe(threading.Thread):
         self._writer.close()
 
     def _look(self) -> None:
-        for repeats in finished_repeats(self._guard):
+        for repeats in finished_repeats(self._guard, self._everything):
             self._write(self._naming.summary(repeats))
         news = self._losses.news()
         if news:

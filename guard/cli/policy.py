@@ -10,13 +10,17 @@ from pathlib import Path
 import click
 
 from guard.abi import MAX_ROWS, Mode
+from guard.cli.policy_apply import apply
 from guard.errors import PolicyError
 from guard.policy import DEFAULT_FILE, Policy, Problem, load
 from guard.policy.describe import conditions, heading, policy_json
 from guard.text import address, printable
 
 _FILE = click.argument(
-    "file", type=click.Path(path_type=Path), default=DEFAULT_FILE, required=False
+    "file",
+    type=click.Path(path_type=Path, readable=False),
+    default=DEFAULT_FILE,
+    required=False,
 )
 _JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 
@@ -148,3 +152,6 @@ def _line(key: str, text: str) -> None:
     )
     for index, line in enumerate(lines):
         click.echo(f"{'' if index else key:<10}{line}")
+
+
+command.add_command(apply)

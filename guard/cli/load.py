@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""guardctl load: put the guard in force without guardd."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from guard.errors import JournalError
+from guard.force import bring_up, only_one
+from guard.journal import JournalWriter
+from guard.kernel import find_cgroup2
+from guard.policy import DEFAULT_FILE
+
+_EXAMPLES = """\b
+Examples:
+  guardctl load
+  guardctl load --policy draft.toml
+  guardctl --pin-dir /sys/fs/bpf/lab load --cgroup /sys/fs/cgroup/lab
+"""
+_JOURNAL_SECONDS = 5.0
+
+
+@click.command(epilog=_EXAMPLES)
+@click.option(
+    "--policy",
+    type=click.Path(path_type=Path),
+    default=DEFAULT_FILE,
+    metavar="FILE",
+    help="Policy to put in force (default /etc/smtp-guard/policy.toml).",
+)
+@click.option(
+    "--cgroup",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="cgroup2 folder to guard (default: the root, that is everything).",
+)
+@click.pass_obj
+def command(pin_dir: Path, policy: Path, cgroup: Path | None) -> None:
+    """Load the guard, or swap its programs for the installed ones, and exit.
+
+    The guard is then in force and stays so; findings wait in the kernel until
+    guardd reads them. This is what smtp-guard-load.service does at boot.
+    """
+    with only_one(pin_dir):
+        start = bring_up(pin_dir, cgroup or find_cgroup2(), policy)
+        writer = JournalWriter()
+        for notice in start.notices(policy):
+            try:
+                writer.write(notice, _JOURNAL_SECONDS)
+            except JournalError as error:
+                # early at boot journald may not be there yet: the guard is
+                click.echo(f"not journalled: {error}", err=True)
+            click.echo(notice.message)
+    if start.refused:
+        raise start.refused

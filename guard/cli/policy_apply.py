@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""guardctl policy apply: install a policy file and put it in force."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import click
+import psutil
+
+from guard.errors import NotApplied
+from guard.force import Force, only_one
+from guard.kernel import Guard
+from guard.policy import Policy, load
+
+_EXAMPLES = """\b
+Examples:
+  guardctl policy apply
+  guardctl policy check draft.toml && guardctl policy apply draft.toml
+  guardctl --pin-dir /sys/fs/bpf/lab policy apply lab.toml
+"""
+_SECONDS = 15.0  # that guardd may take
+
+
+@click.command(epilog=_EXAMPLES)
+@click.argument("file", type=click.Path(path_type=Path), required=False)
+@click.pass_obj
+def apply(pin_dir: Path, file: Path | None) -> None:
+    """Put FILE in force, in place of the policy that guardd was started with.
+
+    FILE replaces that policy file, so that it holds after a restart too; without
+    FILE the policy file itself is read again. A policy with errors changes
+    nothing, neither the file nor what is in force.
+    """
+    guard = Guard(pin_dir)
+    target = Path(guard.about().get("policy", ""))
+    if file is None or file.resolve() == target.resolve():
+        policy = load(target)
+        _put_in_force(guard, policy)
+    else:
+        policy = _install(guard, file, target)
+    mode = policy.mode.name.lower()
+    click.echo(f"in force: {target}, {mode}, sha256 {policy.sha256.hex()[:12]}")
+
+
+def _install(guard: Guard, file: Path, target: Path) -> Policy:
+    """Replace target by file, and take that back when it is refused."""
+    # read beside the target, where its relative includes will be looked for
+    staged = target.with_name(f".{target.name}.new")
+    kept = target.with_name(f".{target.name}.old")
+    try:
+        text = file.read_bytes()
+    except OSError as error:
+        raise NotApplied(f"{file}: {error.strerror}") from None
+    load(file)  # names the admin's own file in what is wrong with it
+    try:
+        _write(staged, text)
+        load(staged)
+        kept.unlink(missing_ok=True)
+        os.link(target, kept)
+        staged.rename(target)
+    except OSError as error:
+        raise NotApplied(f"{error.filename}: {error.strerror}") from None
+    finally:
+        staged.unlink(missing_ok=True)
+    try:
+        policy = load(target)
+        _put_in_force(guard, policy)
+    except BaseException:
+        kept.rename(target)
+        raise
+    kept.unlink()
+    return policy
+
+
+def _write(path: Path, text: bytes) -> None:
+    path.unlink(missing_ok=True)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    with open(fd, "wb") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(fd)
+
+
+def _put_in_force(guard: Guard, policy: Policy) -> None:
+    pid = guard.about().get("pid")
+    if pid is None or not psutil.pid_exists(pid):
+        with only_one(guard.pin_dir):
+            Force(guard).apply(policy)
+            guard.set_about(refused=None)
+        return
+    before = guard.about().get("attempt", 0)
+    os.kill(pid, signal.SIGHUP)
+    end = time.monotonic() + _SECONDS
+    while guard.about().get("attempt", 0) == before:
+        if time.monotonic() > end:
+            raise NotApplied(
+                f"guardd (pid {pid}) did not answer",
+                hint="journalctl -u smtp-guard tells why",
+            )
+        time.sleep(0.02)
+    refused = guard.about().get("refused")
+    if refused:
+        raise NotApplied(f"guardd refused it: {refused}")
+    if bytes(guard.policy().sha256) != policy.sha256:
+        raise NotApplied("the file was changed meanwhile", hint="apply it again")

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""guardctl status: is the policy in force, and what has it done?"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import psutil
+
+from guard.abi import Counter
+from guard.errors import EX_UNAVAILABLE
+from guard.kernel import HOOKS, Guard, guarded_ports
+from guard.ring import LOSSES, backlog
+from guard.text import printable
+
+_EXAMPLES = """\b
+Examples:
+  guardctl status
+  guardctl status --json | jq .counters
+  guardctl status >/dev/null || echo "not in force"
+"""
+
+
+@click.command(epilog=_EXAMPLES)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@click.pass_obj
+def command(pin_dir: Path, as_json: bool) -> None:
+    """Tell whether the policy is in force, and its counters and losses.
+
+    The exit status is 0 when the policy is in force (in observe mode too), and
+    69 when it is not.
+    """
+    state = _state(Guard(pin_dir))
+    if as_json:
+        click.echo(json.dumps(state, indent=2))
+    else:
+        _show(state)
+    if not state["in_force"]:
+        raise SystemExit(EX_UNAVAILABLE)
+
+
+def _state(guard: Guard) -> dict[str, Any]:
+    about = guard.about()
+    counters = guard.counters()
+    attached = {link.name for link in guard.attachments()}
+    sha256 = bytes(guard.policy().sha256).hex()
+    pid = about.get("pid")
+    if pid is not None and not psutil.pid_exists(pid):
+        pid = None
+    accounted = (
+        counters[Counter.EVENTS]
+        + counters[Counter.FOLDED]
+        + counters[Counter.QUIET]
+        + counters[Counter.HELD]
+        + counters[Counter.LOST_RING]
+    )
+    return {
+        "in_force": attached == set(HOOKS) and int(sha256, 16) != 0,
+        "mode": guard.mode.name.lower(),
+        "policy": about.get("policy"),
+        "policy_sha256": sha256,
+        "refused": about.get("refused"),
+        "ports": sorted(guarded_ports(guard.control())),
+        "cgroup": about.get("cgroup"),
+        "not_attached": sorted(set(HOOKS) - attached),
+        "loaded": about.get("loaded"),
+        "uptime_s": _since(about.get("loaded")),
+        "version": about.get("version"),
+        "guardd": {"pid": pid, "uptime_s": _since(about.get("started")) if pid else None},
+        "waiting_bytes": backlog(guard),
+        "counters": {counter.name.lower(): n for counter, n in counters.items()},
+        "unaccounted": counters[Counter.JUDGED] - accounted,
+        "losses": {counter.name.lower(): counters[counter] for counter in LOSSES},
+    }
+
+
+def _since(start: float | None) -> float | None:
+    return None if start is None else round(time.time() - start, 1)
+
+
+def _show(state: dict[str, Any]) -> None:
+    counters = state["counters"]
+    if not state["in_force"]:
+        click.secho("NOT IN FORCE", fg="red")
+        if state["not_attached"]:
+            _line("missing", ", ".join(state["not_attached"]))
+    elif state["mode"] == "observe":
+        click.secho("in force, observe: nothing is denied yet", fg="yellow")
+    else:
+        click.secho("in force, enforce", fg="green")
+    _line("policy", f"{state['policy']}, sha256 {state['policy_sha256'][:12]}")
+    if state["refused"]:
+        _line("refused", state["refused"].splitlines()[0])
+    _line("ports", " ".join(map(str, state["ports"])))
+    _line("cgroup", state["cgroup"])
+    _line("loaded", f"{_ago(state['uptime_s'])} ago, smtp-guard {state['version']}")
+    guardd = state["guardd"]
+    if guardd["pid"]:
+        _line("guardd", f"pid {guardd['pid']}, up {_ago(guardd['uptime_s'])}")
+    else:
+        _line("guardd", "not running: findings wait in the kernel")
+    _line(
+        "judged",
+        f"{counters['judged']}: {counters['denied']} denied,"
+        f" {counters['would_deny']} would be, {counters['redirected']} redirected,",
+    )
+    _line("", f"{counters['allowed']} allowed; {counters['local']} of all were local")
+    _line(
+        "reported",
+        f"{counters['events']} one by one, {counters['folded']} as repeats,"
+        f" {counters['quiet']} only counted",
+    )
+    lost = {name: n for name, n in state["losses"].items() if n}
+    _line("lost", ", ".join(f"{n} {name}" for name, n in lost.items()) or "nothing")
+    if state["waiting_bytes"]:
+        _line("waiting", f"{state['waiting_bytes']} bytes in the ring")
+
+
+def _ago(seconds: float | None) -> str:
+    if seconds is None:
+        return "?"
+    days, rest = divmod(int(seconds), 86400)
+    hours, rest = divmod(rest, 3600)
+    minutes, rest = divmod(rest, 60)
+    if days:
+        return f"{days} d {hours} h"
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def _line(name: str, text: str | None) -> None:
+    click.echo(f"  {name:<9} {printable(text or '?')}")

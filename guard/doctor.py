@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Is every promise in force on this host right now, and if not, what to do?"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+from guard import kernel
+from guard.abi import Mode
+from guard.checks import Check, State, good
+from guard.errors import GuardError, KernelError, NotLoaded
+from guard.journal import SOCKET
+from guard.kernel import Guard
+from guard.verify import verify
+
+_OLDEST = (5, 17)  # bpf_loop()
+_SECONDS = 10  # that a foreign command may take
+
+# Files that show a firewall manager with rules of its own.
+_FIREWALLS = {
+    "firewalld": Path("/usr/sbin/firewalld"),
+    "ufw": Path("/usr/sbin/ufw"),
+    "CSF": Path("/usr/sbin/csf"),
+    "Imunify360": Path("/usr/bin/imunify360-agent"),
+    "Docker": Path("/usr/bin/dockerd"),
+    "fail2ban": Path("/usr/bin/fail2ban-server"),
+}
+
+
+def examine(pin_dir: Path) -> Iterator[Check]:
+    """Answer every question, from the kernel up to the mail server."""
+    yield _kernel()
+    yield _btf()
+    yield _libbpf()
+    yield _cgroup2()
+    yield from _cgroup1()
+    yield _jit()
+    yield _journald()
+    yield from _guard(pin_dir)
+    yield from _firewalls()
+    yield from _postfix()
+
+
+def _kernel() -> Check:
+    release = os.uname().release
+    numbers = tuple(int(n) for n in release.split("-")[0].split(".")[:2])
+    if numbers < _OLDEST:
+        return Check(
+            "kernel",
+            State.BAD,
+            f"Linux {release} is too old",
+            "run Linux 5.17 or later; Debian 12 has 6.1",
+        )
+    return good("kernel", f"Linux {release}")
+
+
+def _btf() -> Check:
+    path = Path("/sys/kernel/btf/vmlinux")
+    if not path.exists():
+        return Check(
+            "BTF",
+            State.BAD,
+            f"{path} is missing: this kernel does not describe itself",
+            "boot a kernel built with CONFIG_DEBUG_INFO_BTF=y (Debian's are)",
+        )
+    return good("BTF", f"{path}")
+
+
+def _libbpf() -> Check:
+    try:
+        library = ctypes.CDLL("libbpf.so.1")
+    except OSError:
+        return Check(
+            "libbpf", State.BAD, "libbpf.so.1 is missing", "apt install libbpf1"
+        )
+    library.libbpf_version_string.restype = ctypes.c_char_p
+    return good("libbpf", library.libbpf_version_string().decode())
+
+
+def _cgroup2() -> Check:
+    try:
+        return good("cgroup2", f"mounted at {kernel.find_cgroup2()}")
+    except KernelError as error:
+        return Check("cgroup2", State.BAD, str(error), error.hint)
+
+
+def _cgroup1() -> Iterator[Check]:
+    """A socket can be in net_cls or in cgroup2, not in both, before 5.15."""
+    for part in psutil.disk_partitions(all=True):
+        options = part.opts.split(",")
+        if part.fstype == "cgroup" and {"net_cls", "net_prio"} & set(options):
+            yield Check(
+                "cgroup1",
+                State.WARN,
+                f"net_cls or net_prio is mounted at {part.mountpoint}",
+                "where a kernel before 5.15 uses them, sockets leave cgroup2 and the "
+                "guard: boot with cgroup_no_v1=net_cls,net_prio",
+            )
+
+
+def _jit() -> Check:
+    path = Path("/proc/sys/net/core/bpf_jit_enable")
+    try:
+        enabled = path.read_text().strip() != "0"
+    except OSError:
+        return Check("JIT", State.NOTE, f"{path} cannot be read")
+    if not enabled:
+        return Check(
+            "JIT",
+            State.WARN,
+            "programs are interpreted, every connect() pays for it",
+            "sysctl -w net.core.bpf_jit_enable=1",
+        )
+    return good("JIT", "on")
+
+
+def _journald() -> Check:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(SOCKET)
+        except OSError:
+            return Check(
+                "journald",
+                State.BAD,
+                f"nobody serves {SOCKET}: findings wait in the kernel's ring",
+                "systemctl start systemd-journald",
+            )
+    if not Path("/var/log/journal").is_dir():
+        return Check(
+            "journald",
+            State.WARN,
+            "findings are kept in memory and end with the next boot",
+            "mkdir /var/log/journal && systemctl restart systemd-journald",
+        )
+    return good("journald", "takes findings and keeps them over a boot")
+
+
+def _guard(pin_dir: Path) -> Iterator[Check]:
+    try:
+        guard = Guard(pin_dir)
+        yield from verify(guard)
+    except NotLoaded as error:
+        yield Check("guard", State.BAD, str(error), error.hint)
+        return
+    except GuardError as error:
+        yield Check("guard", State.BAD, str(error), error.hint)
+        return
+    if guard.mode is Mode.OBSERVE:
+        yield Check(
+            "mode",
+            State.NOTE,
+            "observe: nothing is denied yet",
+            'guardctl plan tells who would be; then mode = "enforce"',
+        )
+    else:
+        yield good("mode", "enforce")
+    pid = guard.about().get("pid")
+    if pid is None or not psutil.pid_exists(pid):
+        yield Check(
+            "guardd",
+            State.WARN,
+            "not running: what is denied stays denied, but nobody journals",
+            "systemctl start smtp-guard",
+        )
+    else:
+        yield good("guardd", f"pid {pid}")
+
+
+def _firewalls() -> Iterator[Check]:
+    found = [name for name, path in _FIREWALLS.items() if path.exists()]
+    tables = _nft_tables()
+    if found or tables:
+        parts = [*found, *(f"nft table {table}" for table in tables)]
+        yield Check(
+            "firewalls",
+            State.NOTE,
+            f"also here: {', '.join(parts)}",
+            "the guard decides before a packet exists and changes none of them; a "
+            "port 25 rule of theirs still applies to what the guard allows",
+        )
+    else:
+        yield good("firewalls", "none besides the guard")
+
+
+def _nft_tables() -> list[str]:
+    program = shutil.which("nft")
+    if program is None:
+        return []
+    answer = _run([program, "--json", "list", "tables"])
+    try:
+        entries = json.loads(answer or "{}").get("nftables", [])
+    except ValueError:
+        return []
+    return [
+        f"{entry['table']['family']} {entry['table']['name']}"
+        for entry in entries
+        if "table" in entry
+    ]
+
+
+def _postfix() -> Iterator[Check]:
+    program = shutil.which("postconf")
+    if program is None:
+        yield Check("postfix", State.NOTE, "not installed")
+        return
+    answer = _run([program, "-h", "smtpd_client_port_logging"])
+    if answer is None:
+        yield Check("postfix", State.NOTE, "installed, not configured")
+    elif answer.strip() != "yes":
+        yield Check(
+            "postfix",
+            State.WARN,
+            "its log has no client ports: a connection cannot be joined to a queue id",
+            "postconf -e smtpd_client_port_logging=yes && postfix reload",
+        )
+    else:
+        yield good("postfix", "logs client ports")
+
+
+def _run(command: list[str]) -> str | None:
+    """Give what a command printed; None when it failed or took too long."""
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=_SECONDS, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None
