@@ -88,7 +88,7 @@ Examples:
 @click.option(
     "--policy",
     "file",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),
     default=DEFAULT_FILE,
     show_default=True,
     help="The policy to ask.",

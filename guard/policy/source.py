@@ -156,10 +156,9 @@ def from_file(path: Path, problems: Problems, *, main: bool) -> Source | None:
         return None
     if doubts:
         # Without root nothing can be loaded: a draft may be checked as it is.
-        severity = "error" if os.geteuid() == 0 else "warning"
-        problems.add(
-            severity, name, f"refused as a policy: {doubts.message}", doubts.remedy
-        )
+        root = os.geteuid() == 0
+        severity, what = ("error", "refused") if root else ("warning", "not loadable")
+        problems.add(severity, name, f"{what}: {doubts.message}", doubts.remedy)
     try:
         text = raw.decode()
     except UnicodeDecodeError as error:
@@ -213,7 +212,7 @@ def _as_good_as_code(real: Path, status: os.stat_result) -> bool:
 
 def _explain(error: OSError, main: bool) -> tuple[str, str]:
     if error.errno == errno.ENOENT:
-        return "no such file", "create it, or name the file with --policy"
+        return "no such file", "create it, or name another file"
     if error.errno == errno.ELOOP and main:
         return "is a symbolic link", "name the file it leads to"
     if error.errno in (errno.EACCES, errno.EPERM):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ipaddress
 import pwd
+import re
 from pathlib import Path
 
 import pytest
@@ -416,3 +417,15 @@ def test_refresh_sees_new_files_and_users_but_no_new_text(
     assert (renewed.sha256, renewed.files) == (policy.sha256, policy.files)
     with pytest.raises(PolicyError):
         load(main)
+
+
+def test_what_the_default_policy_comments_out_is_right() -> None:
+    """Its examples are the manual: each must work once its # is gone."""
+    folder = Path(__file__).resolve().parents[2] / "policies"
+    text = (folder / "default.toml").read_text()
+    example = re.sub(r"^# (?=\[|[a-z0-9]+ = )", "", text, flags=re.MULTILINE)
+    assert "\n[[rule]]" in example and "\n[fold]" in example
+    policy = parse(example.replace('"backup-report"', '"b"'), directory=folder)
+    names = [rule.name for rule in policy.rules]
+    assert names[0] == "b" and names[-1] == "no-mail-from-cgi"
+    assert policy.rules[0].to and policy.rules[0].ports == (587,)
