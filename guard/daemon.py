@@ -101,8 +101,13 @@ class Daemon:
         self._guard.set_hosts(own_addresses())
 
     def _on_files(self) -> None:
-        if self._files.changed():
+        if not self._files.changed():
+            return
+        try:
             self._force.follow_files()
+        except GuardError as error:
+            # the rows that are there stay; the next change is looked at again
+            self._scribe.tell(refusal_notice(error, self._options.policy))
 
     def _reload(self) -> None:
         now_us = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
@@ -152,8 +157,14 @@ class Daemon:
         sd.notify("STOPPING=1")
         self._guard.set_about(pid=None, started=None)
         if not self._scribe.stop(_STOP_SECONDS):
-            sys.stderr.write(f"guardd: {self._scribe.trouble}; events stay queued\n")
-            sys.stderr.flush()
+            sys.stderr.write(f"guardd: {self._scribe.trouble}; findings stay queued\n")
+        if self._options.foreground:
+            pins = self._options.pin_dir
+            sys.stderr.write(
+                f"guardd: ended; the guard stays in force (mode {self._guard.mode.name.lower()})"
+                f"; to take it out: guardctl --pin-dir {pins} unload\n"
+            )
+        sys.stderr.flush()
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from guard import __version__, abi
-from guard.errors import AlreadyRunning, GuardError, PolicyError
+from guard.errors import AlreadyRunning, GuardError, KernelError, PolicyError
 from guard.finding import Kind, Notice
 from guard.hosts import own_addresses
 from guard.kernel import Guard, ensure_bpffs, is_loaded
@@ -53,7 +53,12 @@ def exe_keys(guard: Guard) -> Callable[[Path], tuple[abi.ExeKey, abi.ExeKey]]:
     """
 
     def keys(path: Path) -> tuple[abi.ExeKey, abi.ExeKey]:
-        seen = guard.identify(path)
+        try:
+            seen = guard.identify(path)
+        except (FileNotFoundError, NotADirectoryError):
+            raise  # no row until it appears
+        except OSError as error:
+            raise KernelError(f"cannot look at {path}", error.errno or 0) from None
         if seen.uid or seen.mode & _OTHERS_WRITE:
             raise FileNotFoundError(2, "not root's alone to write", str(path))
         return seen.inode, seen.name
@@ -96,6 +101,8 @@ class Start:
     def notices(self, file: Path) -> list[Notice]:
         """Make the findings that tell of it."""
         notices = [loaded_notice(self.guard, self.adopted)]
+        if self.guard.abandoned:
+            notices.append(abandoned_notice(self.guard.abandoned))
         if self.policy:
             notices.append(policy_notice(self.policy, file))
         if self.refused:
@@ -135,8 +142,8 @@ def bring_up(
             refused=str(refused)[:1024] if refused else None,
         )
     except BaseException:
-        if not adopted:
-            guard.unload()
+        if not adopted:  # a version before ours may be in force: it stays
+            guard.forget()
         raise
     return Start(guard, force, adopted, policy, refused)
 
@@ -151,6 +158,17 @@ def loaded_notice(guard: Guard, adopted: bool) -> Notice:
         f"guard {how}: smtp-guard {__version__} at {cgroup}, pinned under "
         f"{guard.pin_dir}",
         fields={"VERSION": __version__, "ADOPTED": str(int(adopted))},
+    )
+
+
+def abandoned_notice(size: int) -> Notice:
+    """Make the finding that an upgrade left findings of the old one unread."""
+    return Notice(
+        Kind.LOST,
+        time.time_ns() // 1000,
+        f"lost: {size} bytes of findings that the version before left unread",
+        priority=3,
+        fields={"ABANDONED": str(size)},
     )
 
 

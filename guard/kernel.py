@@ -175,6 +175,7 @@ class Guard:
         self.home = pin_dir / f"v{abi.ABI}"
         if not is_loaded(pin_dir):
             raise NotLoaded(pin_dir, hint="load it: guardctl load, or start guardd")
+        self.abandoned = 0  # bytes of findings a load could not read any more
         self._maps: dict[str, libbpf.Map] = {}
         self._about_lock = threading.Lock()
         self._identify = libbpf.get_pinned(self.home / "identify")
@@ -198,12 +199,11 @@ class Guard:
         object_path: Path = OBJECT,
         ring_bytes: int | None = None,
     ) -> Guard:
-        """Load our programs beside those that may be there, and swap the links.
+        """Load our programs beside those that may be in force; see attach().
 
-        Maps that are pinned already are kept with all they hold. Links that
-        exist get the new program by LINK_UPDATE, so that nothing slips by;
-        none is made here (see attach). ring_bytes, a power of two, only counts
-        for a ring that does not exist yet. Raises KernelError or AbiMismatch.
+        Maps of this contract version that are pinned already are kept with all
+        they hold. ring_bytes, a power of two, only counts for a ring that does
+        not exist yet. Raises KernelError or AbiMismatch.
         """
         ensure_bpffs(pin_dir)
         home = pin_dir / f"v{abi.ABI}"
@@ -235,12 +235,18 @@ class Guard:
             if fresh:
                 _remove(home)
             raise
-        for name in HOOKS:
-            if guard.link_path(name).exists():
-                with _opened(guard.link_path(name)) as link:
-                    with _opened(home / name) as program:
-                        libbpf.swap(link, program)
         return guard
+
+    def _retire_others(self) -> None:
+        """Forget the maps of other contract versions: no program uses them now.
+
+        What waited in their rings cannot be read any more; `abandoned` counts it.
+        """
+        for folder in self.pin_dir.glob("v*"):
+            if folder != self.home:
+                with contextlib.suppress(KernelError), _opened(folder / "ring") as ring:
+                    self.abandoned += libbpf.ring_backlog(ring)
+                _remove(folder)
 
     def _begin(self) -> None:
         """Set what a new set of maps starts from."""
@@ -251,10 +257,12 @@ class Guard:
         self.map("state").put(_KEY0, struct.pack("=QQ", 1, connection))
 
     def attach(self, cgroup: Path) -> None:
-        """Attach every hook to a cgroup2 folder, and pin the links.
+        """Put the loaded programs in force, the policy's rows being in place.
 
-        Hooks that are attached already stay where they are. Raises KernelError;
-        what this call attached is then taken back: half a guard is none.
+        Links that exist get the new programs by LINK_UPDATE, so that nothing
+        slips by, and stay where they are; the others are made at the cgroup2
+        folder and pinned. Raises KernelError; links that this call made are then
+        taken back: half a guard is none.
         """
         try:
             folder = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY)
@@ -263,22 +271,25 @@ class Guard:
         made: list[Path] = []
         try:
             for hook, attach_type in HOOKS.items():
-                path = self.link_path(hook)
-                if path.exists():
-                    continue
                 with _opened(self.home / hook) as program:
-                    link = libbpf.attach(program, folder, attach_type)
-                try:
-                    libbpf.pin(link, path)
-                finally:
-                    os.close(link)
-                made.append(path)
+                    if self.link_path(hook).exists():
+                        with _opened(self.link_path(hook)) as link:
+                            libbpf.swap(link, program)
+                        continue
+                    with _closing(libbpf.attach(program, folder, attach_type)) as link:
+                        libbpf.pin(link, self.link_path(hook))
+                    made.append(self.link_path(hook))
         except BaseException:
             for path in reversed(made):
                 path.unlink()
             raise
         finally:
             os.close(folder)
+        self._retire_others()
+
+    def forget(self) -> None:
+        """Take back a load(): what is attached stays as it is."""
+        _remove(self.home)
 
     def detach(self) -> None:
         """Detach every hook: from here on the host is open."""
@@ -508,12 +519,15 @@ def unguard(control: abi.Control, ports: frozenset[int]) -> None:
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[int]:
-    fd = libbpf.get_pinned(path)
+def _closing(fd: int) -> Iterator[int]:
     try:
         yield fd
     finally:
         os.close(fd)
+
+
+def _opened(path: Path) -> contextlib.AbstractContextManager[int]:
+    return _closing(libbpf.get_pinned(path))
 
 
 def _remove(folder: Path) -> None:

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import ctypes as c
 import errno
+import mmap
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -452,3 +454,19 @@ class RingBuffer:
     def close(self) -> None:
         """Unmap the ring."""
         _lib.ring_buffer__free(self._pointer)
+
+
+def ring_backlog(fd: int) -> int:
+    """Give how many bytes of a ring map wait to be read.
+
+    Its two positions stand on pages of their own before the data, see
+    Documentation/bpf/ringbuf.rst.
+    """
+    positions = []
+    for page in range(2):
+        with mmap.mmap(
+            fd, mmap.PAGESIZE, access=mmap.ACCESS_READ, offset=page * mmap.PAGESIZE
+        ) as view:
+            positions.append(int.from_bytes(view[:8], sys.byteorder))
+    consumed, produced = positions
+    return produced - consumed

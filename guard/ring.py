@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import mmap
-import struct
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -128,19 +126,3 @@ class Losses:
         self._guard.set_about(
             told={counter.name: value for counter, value in self._told.items()}
         )
-
-
-def backlog(guard: Guard) -> int:
-    """Give how many bytes of the ring wait to be read.
-
-    The two positions stand on pages of their own before the data, see
-    Documentation/bpf/ringbuf.rst.
-    """
-    fd = guard.map("ring").fd
-    with mmap.mmap(fd, mmap.PAGESIZE, access=mmap.ACCESS_READ) as page:
-        (consumed,) = struct.unpack_from("=Q", page)
-    with mmap.mmap(
-        fd, mmap.PAGESIZE, access=mmap.ACCESS_READ, offset=mmap.PAGESIZE
-    ) as page:
-        (produced,) = struct.unpack_from("=Q", page)
-    return int(produced - consumed)

@@ -14,7 +14,8 @@ import psutil
 from guard.abi import Counter
 from guard.errors import EX_UNAVAILABLE
 from guard.kernel import HOOKS, Guard, guarded_ports
-from guard.ring import LOSSES, backlog
+from guard.libbpf import ring_backlog
+from guard.ring import LOSSES
 from guard.text import printable
 
 _EXAMPLES = """\b
@@ -71,7 +72,7 @@ def _state(guard: Guard) -> dict[str, Any]:
         "uptime_s": _since(about.get("loaded")),
         "version": about.get("version"),
         "guardd": {"pid": pid, "uptime_s": _since(about.get("started")) if pid else None},
-        "waiting_bytes": backlog(guard),
+        "waiting_bytes": ring_backlog(guard.map("ring").fd),
         "counters": {counter.name.lower(): n for counter, n in counters.items()},
         "unaccounted": counters[Counter.JUDGED] - accounted,
         "losses": {counter.name.lower(): counters[counter] for counter in LOSSES},
