@@ -80,8 +80,10 @@ _JOURNAL = [
     ),
 ]
 # Taken from a command's keyword arguments by take_filter().
-_NAMES = ("ports", "to", "from_ports", "pids", "users", "uids", "exes", "units")
-_NAMES += ("verdicts", "directions")
+_NAMES = (
+    *("ports", "to", "from_ports", "pids", "users", "uids", "exes", "units"),
+    *("verdicts", "directions"),
+)
 
 
 def filters(command: _Command) -> _Command:

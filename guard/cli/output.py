@@ -240,10 +240,7 @@ class Table:
             f"{short_time(finding.time_us)} {verdict_word(finding)[:10]:<10} "
             f"{finding.pid:>7} {cut(user, 8):<8} "
             f"{cut_front(address(finding.dst), 19):<19} {wide}"
-            + cut(
-                comm + cut_front(finding.cwd, max(self._rest - len(comm), 1)),
-                self._rest,
-            )
+            f"{cut(comm + cut_front(finding.cwd, room), self._rest)}"
         )
 
 
