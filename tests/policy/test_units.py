@@ -18,6 +18,7 @@ from guard.policy.units import BadUnit, unit_pattern
         ("postfix@*.service", "/system.slice/system-postfix.slice/postfix@*.service"),
         ("postfix@*", "/system.slice/system-postfix.slice/postfix@*"),
         ("my-mta@a.service", r"/system.slice/system-my\x2dmta.slice/my-mta@a.service"),
+        (".a.b@c.service", r"/system.slice/system-\x2ea.b.slice/.a.b@c.service"),
         ("postfix*.service", "/system.slice/postfix*.service"),
         ("system.slice", "/system.slice"),
         ("a-b-c.slice", "/a.slice/a-b.slice/a-b-c.slice"),
