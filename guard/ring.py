@@ -11,7 +11,8 @@ from guard import abi, libbpf
 from guard.abi import Counter
 from guard.errors import TornEvent
 from guard.event import Event, unpack_event
-from guard.kernel import Guard, wait_for_running_programs
+from guard.kernel import Guard
+from guard.tables import wait_for_running_programs
 
 # Counters that stand for something a journal will never show, and why.
 LOSSES = {

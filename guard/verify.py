@@ -16,8 +16,9 @@ from guard.checks import Check, State, good
 from guard.errors import GuardError, KernelError, PolicyError
 from guard.force import exe_keys
 from guard.hosts import own_addresses
-from guard.kernel import Guard, guarded_ports, row_slot
+from guard.kernel import Guard
 from guard.policy import Policy, compile_rows, load
+from guard.tables import MAPS, ROW_MAPS, guarded_ports, netns_cookie, row_slot
 
 _RELOAD = "load it again: systemctl restart smtp-guard, or guardctl load"
 _TAMPERED = f"somebody changed it; find out who, then {_RELOAD}"
@@ -73,7 +74,7 @@ def _programs(guard: Guard) -> Check:
 
 
 def _maps(guard: Guard) -> Check:
-    ours = {guard.map(pin).id for pin in kernel.MAPS.values()}
+    ours = {guard.map(pin).id for pin in MAPS.values()}
     strange = [
         link.name
         for link in guard.attachments()
@@ -87,7 +88,7 @@ def _maps(guard: Guard) -> Check:
 
 
 def _hosts(guard: Guard) -> Check:
-    if guard.home_netns != kernel.netns_cookie():
+    if guard.home_netns != netns_cookie():
         return Check(
             "addresses",
             State.NOTE,
@@ -137,7 +138,7 @@ def _rows(guard: Guard, policy: Policy) -> Check:
     except (GuardError, OSError) as error:
         return Check("rows", State.BAD, str(error), _RELOAD)
     wrong = []
-    for name, kind in kernel.ROW_MAPS.items():
+    for name, kind in ROW_MAPS.items():
         have = {
             key: value
             for key, value in guard.map(name).items()

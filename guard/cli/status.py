@@ -13,9 +13,10 @@ import psutil
 
 from guard.abi import Counter
 from guard.errors import EX_UNAVAILABLE
-from guard.kernel import HOOKS, Guard, guarded_ports
+from guard.kernel import HOOKS, Guard
 from guard.libbpf import ring_backlog
 from guard.ring import LOSSES
+from guard.tables import guarded_ports
 from guard.text import printable
 
 _EXAMPLES = """\b

@@ -1,0 +1,297 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a loaded guard's maps hold: policy rows, own addresses, counters, owners.
+
+guard/kernel.py puts the maps there; this changes and reads them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import socket
+import struct
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from guard import abi, event, libbpf
+from guard.errors import NotLoaded
+
+MAPS = {
+    # name in the object: name of the pin
+    ".data.control": "control",
+    ".data.state": "state",
+    ".data.question": "question",
+    "policies": "policies",
+    "rules": "rules",
+    "exes": "exes",
+    "numbers": "numbers",
+    "units": "units",
+    "prefixes": "prefixes",
+    "hosts": "hosts",
+    "about": "about",
+    "ring": "ring",
+    "counters": "counters",
+    "owners": "owners",
+    "folds": "folds",
+    "conns": "conns",
+}
+# The maps that hold a policy's rows, and the type of their keys.
+ROW_MAPS: dict[str, Any] = {
+    "exes": abi.ExeKey,
+    "numbers": abi.NumberKey,
+    "units": abi.UnitKey,
+    "prefixes": abi.PrefixKey,
+}
+SO_NETNS_COOKIE = 71  # include/uapi/asm-generic/socket.h, Linux 5.14
+ALL_PORTS = frozenset(range(65536))
+KEY0 = bytes(4)
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True)
+class FileIdentity:
+    """The kernel's own view of an executable, by both keys of the exes map."""
+
+    inode: abi.ExeKey
+    name: abi.ExeKey
+    uid: int
+    mode: int
+    nlink: int
+
+
+def netns_cookie() -> int:
+    """Give the cookie of this process's network namespace."""
+    with socket.socket() as probe:
+        raw = probe.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8)
+    return int.from_bytes(raw, "little")
+
+
+def wait_for_running_programs() -> None:
+    """Return when no program that began before is still running.
+
+    Programs run inside an RCU read section, and MEMBARRIER_CMD_GLOBAL waits for
+    a grace period (membarrier(2)); with nohz_full it is refused, and a second is
+    far longer than any program can run.
+    """
+    membarrier = 324 if os.uname().machine == "x86_64" else 283  # asm/unistd.h
+    if _libc.syscall(membarrier, 1, 0, 0):
+        time.sleep(1)
+
+
+class Tables:
+    """The pinned maps of one guard."""
+
+    def __init__(self, home: Path, identify: int) -> None:
+        """Use the maps pinned in home, and the hand-run program behind identify."""
+        self.home = home
+        self._identify = identify
+        self._maps: dict[str, libbpf.Map] = {}
+        self._about_lock = threading.Lock()
+
+    def map(self, name: str) -> libbpf.Map:
+        """Give the pinned map of that name (a value of MAPS)."""
+        if name not in self._maps:
+            self._maps[name] = libbpf.Map(libbpf.get_pinned(self.home / name))
+        return self._maps[name]
+
+    # ---- the policy's rows
+
+    @property
+    def slot(self) -> int:
+        """The slot of the policy in force."""
+        return int(self.control().slot)
+
+    @property
+    def home_netns(self) -> int:
+        """The cookie of the network namespace whose addresses are the host's."""
+        return int(self.control().home_netns)
+
+    def control(self) -> abi.Control:
+        """Give the words that every program reads first."""
+        value = self.map("control").get(KEY0)
+        if value is None:
+            raise NotLoaded(self.home, hint="load it again: guardctl load")
+        return abi.Control.from_buffer_copy(value)
+
+    @property
+    def mode(self) -> abi.Mode:
+        """The mode of the policy in force."""
+        return abi.Mode(self.policy().mode)
+
+    def policy(self) -> abi.Policy:
+        """Give the fixed part of the policy in force."""
+        value = self.map("policies").get(struct.pack("=I", self.slot))
+        if value is None:
+            raise NotLoaded(self.home, hint="load it again: guardctl load")
+        return abi.Policy.from_buffer_copy(value)
+
+    def apply(self, rows: RowsLike) -> None:
+        """Put a policy in force, whole: one store switches every hook to it.
+
+        rows must be compiled for the slot that is not in force (`1 - slot`).
+        Raises KernelError, and then the old policy stays in force.
+        """
+        slot = 1 - self.slot
+        self._purge(slot)
+        for index in range(abi.MAX_ROWS):
+            rule = rows.rules[index] if index < len(rows.rules) else abi.Rule()
+            key = struct.pack("=I", slot * abi.MAX_ROWS + index)
+            self.map("rules").put(key, bytes(rule))
+        for name in ROW_MAPS:
+            table = self.map(name)
+            for key, value in getattr(rows, name).items():
+                table.put(key, value)
+        self.map("policies").put(struct.pack("=I", slot), bytes(rows.policy))
+
+        # A port that both policies guard is guarded throughout; one that only
+        # one of them names is judged by that one or not at all.
+        control = self.control()
+        before = guarded_ports(control)
+        unguard(control, (before & rows.ports) if before != ALL_PORTS else rows.ports)
+        self.map("control").put(KEY0, bytes(control))
+        control.slot = slot
+        self.map("control").put(KEY0, bytes(control))
+        unguard(control, rows.ports)
+        self.map("control").put(KEY0, bytes(control))
+
+    def _purge(self, slot: int) -> None:
+        """Forget the rows of a slot that no running program reads any more."""
+        wait_for_running_programs()
+        for name, kind in ROW_MAPS.items():
+            table = self.map(name)
+            for key in list(table.keys()):
+                if row_slot(kind.from_buffer_copy(key)) == slot:
+                    table.delete(key)
+
+    def update_exes(self, rows: dict[bytes, bytes]) -> None:
+        """Make the live slot's executables exactly these, new ones first."""
+        table = self.map("exes")
+        slot = self.slot
+        for key, value in rows.items():
+            table.put(key, value)
+        for key in list(table.keys()):
+            if key not in rows and abi.ExeKey.from_buffer_copy(key).slot == slot:
+                table.delete(key)
+
+    def identify(self, path: Path) -> FileIdentity:
+        """Ask the kernel how match_exe() will see a file (btrfs and overlayfs
+        show another device in stat(2) than their inodes have).
+
+        Raises OSError when path cannot be opened.
+        """
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            question = abi.Identity(fd=fd)
+            libbpf.run(self._identify, question)
+        finally:
+            os.close(fd)
+        if question.error:
+            raise OSError(-question.error, os.strerror(-question.error), str(path))
+        return FileIdentity(
+            question.inode, question.name, question.uid, question.mode, question.nlink
+        )
+
+    # ---- the host's own addresses
+
+    def set_hosts(self, addresses: set[str]) -> None:
+        """Make these (text) the host's own addresses, new ones first."""
+        table = self.map("hosts")
+        wanted = {abi.pack_address(text) for text in addresses}
+        for key in wanted:
+            table.put(key, struct.pack("=I", 1))
+        for key in list(table.keys()):
+            if key not in wanted:
+                table.delete(key)
+
+    # ---- reading it
+
+    def counters(self) -> dict[abi.Counter, int]:
+        """Give every counter, summed over the CPUs."""
+        table = self.map("counters")
+        totals = {}
+        for counter in abi.Counter:
+            raw = table.get(struct.pack("=I", counter)) or b""
+            total = sum(struct.unpack(f"={len(raw) // 8}Q", raw))
+            totals[counter] = total % 2**64  # HELD goes down on another CPU
+        return totals
+
+    def about(self) -> dict[str, Any]:
+        """Give the record of who loaded what (see set_about); {}: none yet."""
+        raw = self.map("about").get(KEY0) or b""
+        text = raw.rstrip(b"\0")
+        return dict(json.loads(text)) if text else {}
+
+    def set_about(self, **changes: Any) -> None:
+        """Change some of the record; a value of None takes an entry out."""
+        with self._about_lock:
+            record = {**self.about(), **changes}
+            record = {key: value for key, value in record.items() if value is not None}
+            size = self.map("about").value_size
+            text = json.dumps(record, separators=(",", ":")).encode()
+            if len(text) > size:
+                raise ValueError(f"the record has {len(text)} bytes, {size} fit")
+            self.map("about").put(KEY0, text.ljust(size, b"\0"))
+
+    def owner(
+        self, src: tuple[str, int], dst: tuple[str, int], cookie: int | None = None
+    ) -> event.Event | None:
+        """Tell whose open connection this is, src and dst as in its packets.
+
+        cookie names the network namespace, by default our own. None: no
+        connection to a guarded port has these addresses and ports now.
+        """
+        key = abi.OwnerKey(netns_cookie=cookie or netns_cookie())
+        for end, (address, port) in ((key.src, src), (key.dst, dst)):
+            end.address[:] = abi.pack_address(address)
+            end.port = port
+        raw = self.map("owners").get(bytes(key))
+        return event.unpack_event(raw) if raw else None
+
+
+class RowsLike(Protocol):
+    """What apply() needs of a compiled policy (guard.policy.rows.Rows)."""
+
+    @property
+    def policy(self) -> abi.Policy: ...
+    @property
+    def rules(self) -> list[abi.Rule]: ...
+    @property
+    def exes(self) -> dict[bytes, bytes]: ...
+    @property
+    def numbers(self) -> dict[bytes, bytes]: ...
+    @property
+    def units(self) -> dict[bytes, bytes]: ...
+    @property
+    def prefixes(self) -> dict[bytes, bytes]: ...
+    @property
+    def ports(self) -> frozenset[int]: ...
+
+
+def row_slot(key: ctypes.Structure) -> int:
+    """Give the slot a key of one of the four row maps belongs to."""
+    if isinstance(key, abi.UnitKey):
+        return int(key.slot_depth) >> 16
+    return int(key.slot)
+
+
+def guarded_ports(control: abi.Control) -> frozenset[int]:
+    """Give the TCP ports whose connects are judged."""
+    return frozenset(
+        64 * index + bit
+        for index, word in enumerate(control.unguarded)
+        if word != 2**64 - 1
+        for bit in range(64)
+        if not word >> bit & 1
+    )
+
+
+def unguard(control: abi.Control, ports: frozenset[int]) -> None:
+    """Mark every port but these as not guarded."""
+    words = [2**64 - 1] * len(control.unguarded)
+    for port in ports:
+        words[port >> 6] &= ~(1 << (port & 63))
+    control.unguarded[:] = words
