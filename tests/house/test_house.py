@@ -24,6 +24,7 @@ STAGES = [
     "abi",
     "event",
     "libbpf",
+    "tables",
     "kernel",
     "ring",
     "finding",
@@ -47,6 +48,7 @@ PYTHON_LINES, C_LINES = 450, 300
 # Longer, and why: one thing with no seam to cut it at.
 LONGER = {
     "bpf/guard.h": 350,  # the contract, which both sides read as one
+    "guard/libbpf.py": 500,  # one wrapper a call of the library
 }
 
 NO_SPDX = {".md", ".gitignore", "LICENSE", ".json"}
