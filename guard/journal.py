@@ -215,8 +215,9 @@ def frame(entry: list[str]) -> bytes:
     A value with a newline in it goes as name, newline, 64-bit little-endian
     length and bytes ("Native Journal Protocol"), so it can forge no field.
     """
-    datagram = "\n".join(entry).encode("utf-8", "surrogateescape")
-    if datagram.count(b"\n") == len(entry) - 1:
+    # the last newline counts: without it journald drops the last field
+    datagram = "\n".join([*entry, ""]).encode("utf-8", "surrogateescape")
+    if datagram.count(b"\n") == len(entry):
         return datagram
     parts = []
     for line in entry:
