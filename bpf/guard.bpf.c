@@ -479,12 +479,7 @@ SEC("raw_tp") int judge(void *ctx)
 	match_depth(policy, depth, &who.unit);
 	for (i = 0; i < UNIT_DEPTH && i < depth; i++) {
 		__builtin_memset(&unit, 0, sizeof(unit));
-		len = bpf_probe_read_kernel_str(unit.name, NAME_LEN,
-						question.component[i]);
-		last8 = 0;
-		if (len > 8 && len <= NAME_LEN)
-			bpf_probe_read_kernel(&last8, 8,
-					      question.component[i] + len - 9);
+		len = read_component(&unit, question.component[i], &last8);
 		match_component(policy, &unit, slot, i, len, last8, &who.unit);
 	}
 	__builtin_memcpy(where.address, question.address, 16);

@@ -72,9 +72,28 @@ static __always_inline u32 unit_tail(u64 last8)
 }
 
 /*
- * Narrow *unit by one component of a cgroup path. key->name holds it, NUL
- * padded, and len counts its NUL; len 0 is a name too long for any rule.
+ * Read a component's name into a key. Gives its length with the NUL, 0 for a
+ * name too long for any rule, and in *last8 what it ends in.
  */
+static __always_inline u32 read_component(struct unit_key *key,
+					  const char *name, u64 *last8)
+{
+	long n = bpf_probe_read_kernel_str(key->name, NAME_LEN, name);
+	char end = 0;
+
+	*last8 = 0;
+	if (n == NAME_LEN)
+		bpf_probe_read_kernel(&end, 1, name + n - 1);
+	if (n < 0 || end)
+		return 0;
+	if (n > 8)
+		bpf_probe_read_kernel(last8, 8, name + n - 9);
+	else if (n > 6)
+		bpf_probe_read_kernel((char *)last8 + 2, 6, name + n - 7);
+	return n;
+}
+
+/* Narrow *unit by one component of a cgroup path, see read_component(). */
 static __always_inline void match_component(const struct policy *policy,
 					    struct unit_key *key, u32 slot,
 					    u32 depth, u32 len, u64 last8,
@@ -134,24 +153,15 @@ static long unit_step(u32 i, void *ctx)
 	struct unit_walk *walk = ctx;
 	struct kernfs_node *kn = walk->kn;
 	struct unit_key key = {};
-	const char *name;
-	u64 last8 = 0;
-	char end = 0;
-	long n;
+	u64 last8;
+	u32 len;
 
 	if (walk->level <= 0)
 		return 1;
 	if (walk->level <= UNIT_DEPTH) {
-		name = BPF_CORE_READ(kn, name);
-		n = bpf_probe_read_kernel_str(key.name, NAME_LEN, name);
-		if (n == NAME_LEN)
-			bpf_probe_read_kernel(&end, 1, name + n - 1);
-		if (n < 0 || end)
-			n = 0; /* unreadable or too long */
-		if (n > 8)
-			bpf_probe_read_kernel(&last8, 8, name + n - 9);
+		len = read_component(&key, BPF_CORE_READ(kn, name), &last8);
 		match_component(walk->policy, &key, walk->slot, walk->level - 1,
-				n, last8, walk->unit);
+				len, last8, walk->unit);
 	}
 	walk->kn = kernfs_parent(kn);
 	walk->level--;

@@ -24,11 +24,17 @@ from guard.abi import Counter
 from guard.errors import GuardError, KernelError, NotRoot, PolicyError
 from guard.filewatch import FileWatch
 from guard.finding import Finding, Kind, Notice
-from guard.force import bring_up, only_one, policy_notice, refusal_notice
+from guard.force import (
+    bring_up,
+    only_one,
+    policy_notice,
+    put_in_force,
+    refusal_notice,
+)
 from guard.hosts import AddressNews, own_addresses
 from guard.message import message
 from guard.origin import Naming
-from guard.policy import DEFAULT_FILE, load
+from guard.policy import DEFAULT_FILE, Policy, load, refresh
 from guard.scribe import Scribe
 from guard.text import printable
 
@@ -54,13 +60,14 @@ class Daemon:
         started = bring_up(
             options.pin_dir, options.cgroup, options.policy, options.ring_bytes
         )
-        self._guard, self._force = started.guard, started.force
+        self._guard = started.guard
         self._addresses = AddressNews()
         self._guard.set_hosts(own_addresses())  # once more: now none is missed
         self._files = FileWatch()
+        self._policy = started.policy
         if started.policy:
             self._naming.use_rules(0, started.policy.rule_name)
-            self._files.watch(started.policy.exes)
+            self._files.watch(started.policy.watch)
         self._guard.set_about(pid=os.getpid(), started=time.time())
         self._scribe = Scribe(self._guard, self._naming, self._echo)
         self._scribe.start()
@@ -101,29 +108,39 @@ class Daemon:
         self._guard.set_hosts(own_addresses())
 
     def _on_files(self) -> None:
-        if not self._files.changed():
+        """Follow an executable that was replaced, an account that was made.
+
+        No mail waits for this: the kernel also knows an executable by its name
+        in its directory, which holds from the moment of the rename.
+        """
+        if not self._files.changed() or self._policy is None:
             return
         try:
-            self._force.follow_files()
+            self._apply(refresh(self._policy))
         except GuardError as error:
             # the rows that are there stay; the next change is looked at again
             self._scribe.tell(refusal_notice(error, self._options.policy))
+
+    def _apply(self, policy: Policy) -> None:
+        """Put a policy in force, name its rules from now on, watch its files."""
+        since_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        put_in_force(self._guard, policy)
+        self._policy = policy
+        self._naming.use_rules(since_ns, policy.rule_name)
+        self._files.watch(policy.watch)
 
     def _reload(self) -> None:
         now_us = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
         sd.notify(f"RELOADING=1\nMONOTONIC_USEC={now_us}")
         path = self._options.policy
-        since_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         attempt = int(self._guard.about().get("attempt", 0)) + 1
         try:
             policy = load(path)
-            self._force.apply(policy)
+            self._apply(policy)
         except (PolicyError, KernelError) as error:
             self._scribe.tell(refusal_notice(error, path))
             self._guard.set_about(refused=str(error)[:1024], attempt=attempt)
         else:
-            self._naming.use_rules(since_ns, policy.rule_name)
-            self._files.watch(policy.exes)
             self._scribe.tell(policy_notice(policy, path))
             self._guard.set_about(refused=None, attempt=attempt)
         sd.notify("READY=1")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Puts a policy in force, whole, and follows the files that it names."""
+"""Puts a policy in force, whole, and the guard with it."""
 
 from __future__ import annotations
 
@@ -21,28 +21,9 @@ from guard.policy import Policy, compile_rows, load
 _OTHERS_WRITE = 0o022
 
 
-class Force:
-    """The policy that is in force in one guard."""
-
-    def __init__(self, guard: Guard) -> None:
-        """Nothing is applied yet."""
-        self._guard = guard
-        self._policy: Policy | None = None
-
-    def apply(self, policy: Policy) -> None:
-        """Put policy in force; on KernelError the old one stays, whole."""
-        self._guard.apply(compile_rows(policy, 1 - self._guard.slot, exe_keys(self._guard)))
-        self._policy = policy
-
-    def follow_files(self) -> None:
-        """Look again at the executables the policy names: one was replaced.
-
-        No mail waits for this: the kernel also knows an executable by its name
-        in its directory, which holds from the moment of the rename.
-        """
-        if self._policy:
-            rows = compile_rows(self._policy, self._guard.slot, exe_keys(self._guard))
-            self._guard.update_exes(rows.exes)
+def put_in_force(guard: Guard, policy: Policy) -> None:
+    """Put policy in force; on KernelError the old one stays, whole."""
+    guard.apply(compile_rows(policy, 1 - guard.slot, exe_keys(guard)))
 
 
 def exe_keys(guard: Guard) -> Callable[[Path], tuple[abi.ExeKey, abi.ExeKey]]:
@@ -93,7 +74,6 @@ class Start:
     """A guard that was brought up, and how."""
 
     guard: Guard
-    force: Force
     adopted: bool  # it was loaded already; its programs were swapped for ours
     policy: Policy | None
     refused: PolicyError | None  # why the policy file is not what is in force
@@ -128,11 +108,10 @@ def bring_up(
             raise
         refused = error
     guard = Guard.load(pin_dir, ring_bytes=ring_bytes)
-    force = Force(guard)
     try:
         guard.set_hosts(own_addresses())
         if policy:
-            force.apply(policy)
+            put_in_force(guard, policy)
         guard.attach(cgroup)
         guard.set_about(
             policy=str(file),
@@ -145,7 +124,7 @@ def bring_up(
         if not adopted:  # a version before ours may be in force: it stays
             guard.forget()
         raise
-    return Start(guard, force, adopted, policy, refused)
+    return Start(guard, adopted, policy, refused)
 
 
 def loaded_notice(guard: Guard, adopted: bool) -> Notice:

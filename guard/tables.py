@@ -167,16 +167,6 @@ class Tables:
                 if row_slot(kind.from_buffer_copy(key)) == slot:
                     table.delete(key)
 
-    def update_exes(self, rows: dict[bytes, bytes]) -> None:
-        """Make the live slot's executables exactly these, new ones first."""
-        table = self.map("exes")
-        slot = self.slot
-        for key, value in rows.items():
-            table.put(key, value)
-        for key in list(table.keys()):
-            if key not in rows and abi.ExeKey.from_buffer_copy(key).slot == slot:
-                table.delete(key)
-
     def identify(self, path: Path) -> FileIdentity:
         """Ask the kernel how match_exe() will see a file (btrfs and overlayfs
         show another device in stat(2) than their inodes have).

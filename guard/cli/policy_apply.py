@@ -12,7 +12,7 @@ import click
 import psutil
 
 from guard.errors import NotApplied
-from guard.force import Force, only_one
+from guard.force import only_one, put_in_force
 from guard.kernel import Guard
 from guard.policy import Policy, load
 
@@ -39,7 +39,7 @@ def apply(pin_dir: Path, file: Path | None) -> None:
     target = Path(guard.about().get("policy", ""))
     if file is None or file.resolve() == target.resolve():
         policy = load(target)
-        _put_in_force(guard, policy)
+        _switch(guard, policy)
     else:
         policy = _install(guard, file, target)
     mode = policy.mode.name.lower()
@@ -68,7 +68,7 @@ def _install(guard: Guard, file: Path, target: Path) -> Policy:
         staged.unlink(missing_ok=True)
     try:
         policy = load(target)
-        _put_in_force(guard, policy)
+        _switch(guard, policy)
     except BaseException:
         kept.rename(target)
         raise
@@ -85,11 +85,11 @@ def _write(path: Path, text: bytes) -> None:
         os.fsync(fd)
 
 
-def _put_in_force(guard: Guard, policy: Policy) -> None:
+def _switch(guard: Guard, policy: Policy) -> None:
     pid = guard.about().get("pid")
     if pid is None or not psutil.pid_exists(pid):
         with only_one(guard.pin_dir):
-            Force(guard).apply(policy)
+            put_in_force(guard, policy)
             guard.set_about(refused=None)
         return
     before = guard.about().get("attempt", 0)
