@@ -1,0 +1,322 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A guardd with a cgroup, a pin folder and a real journald of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from guard import abi, kernel
+from tests.journald import RUNTIME, Journald, until
+from tests.lab.lab import cgroup2_mount, kill_cgroup
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+SOURCE = Path(__file__).with_name("connects.c")
+_numbers = itertools.count()
+
+# Kinds of finding that stand for one judged connect().
+CONNECTS = ("denied", "would-deny", "redirected", "allowed", "local")
+READ_FIELDS = "KIND CONNECTION COUNT LOST_RING SRC_PORT DST_PORT PID".split()
+
+
+def policy(
+    port: int, *, allow: str = "", window: str = "0s", mode: str = "enforce"
+) -> str:
+    """Write a policy for one local port: deny all but what `allow` (lines) names."""
+    rule = f'[[local.rule]]\nname = "lawful"\nverdict = "allow"\n{allow}\n'
+    return (
+        f'mode = "{mode}"\nports = [{port}]\n'
+        f'[local]\ndefault = "deny"\n{rule if allow else ""}'
+        f'[fold]\nwindow = "{window}"\ndenied = 5\nlocal = 5\n'
+    )
+
+
+def build_connects(folder: Path) -> Path:
+    """Compile connects.c into folder, as a file that only root can write."""
+    program = folder / "connects"
+    subprocess.run(["gcc", "-O2", "-Wall", "-o", program, SOURCE], check=True)
+    program.chmod(0o755)
+    return program
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What connects.c counted."""
+
+    tried: int
+    passed: int  # the guard let them pass
+    denied: int  # EPERM
+    other: int
+    errno: int  # of the last other
+    ns: int
+
+    @classmethod
+    def of(cls, load: subprocess.Popen[str]) -> Tally:
+        """Wait for a load's end and read its count."""
+        out, _ = load.communicate(timeout=120)
+        assert load.returncode == 0, load.returncode
+        return cls(**json.loads(out))
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """What the journal says, beside what the kernel counted."""
+
+    judged: int
+    kernel_folded: int
+    kernel_lost: int
+    findings: Counter[str]  # connection: how often it stands in the journal
+    folded: int  # sum over summaries
+    lost: int  # sum over LOST findings
+    kinds: Counter[str]
+
+    @property
+    def doubles(self) -> int:
+        """Count entries beyond the first of a connection."""
+        return sum(times - 1 for times in self.findings.values())
+
+    @property
+    def accounted(self) -> int:
+        """Count the judged connects that the journal knows of."""
+        return len(self.findings) + self.folded + self.lost
+
+
+class Guardd:
+    """One run of guardd in the foreground, as a process of its own."""
+
+    def __init__(self, site: Site, *options: str, **more: str) -> None:
+        """Start it; more: a policy file, cgroup or pin_dir other than the site's."""
+        number = next(_numbers)
+        self.messages: list[str] = []  # of sd_notify(3)
+        path = site.folder / f"notify-{number}"
+        self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._notify.bind(str(path))
+        threading.Thread(target=self._listen, daemon=True).start()
+        self.log = site.folder / f"guardd-{number}.log"
+        argv = [sys.executable, "-m", "guard.daemon", "--foreground", *options]
+        argv += ["--policy", more.get("policy", str(site.policy_file))]
+        argv += ["--cgroup", more.get("cgroup", str(site.cgroup))]
+        argv += ["--pin-dir", more.get("pin_dir", str(site.pin_dir))]
+        # its own /run/systemd/journal: the one place where guardd writes to
+        script = f'mount --bind "$0" {RUNTIME} && exec "$@"'
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                ["unshare", "--mount", "--propagation", "private"]
+                + ["sh", "-ec", script, str(site.journald.runtime), *argv],
+                cwd=CHECKOUT,
+                env={**os.environ, "NOTIFY_SOCKET": str(path)},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        site.started.append(self)
+
+    def _listen(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                self.messages.append(self._notify.recv(65536).decode())
+
+    @property
+    def status(self) -> str:
+        """Give the last STATUS= that it sent."""
+        for message in reversed(self.messages):
+            for line in message.splitlines():
+                if line.startswith("STATUS="):
+                    return line.removeprefix("STATUS=")
+        return ""
+
+    def said(self) -> str:
+        """Give all that it printed."""
+        return self.log.read_text(errors="replace")
+
+    def ready(self) -> Guardd:
+        """Wait until it says READY."""
+        self.until(lambda: "READY=1" in self.messages, "READY=1")
+        return self
+
+    def until(self, done: object, what: str, limit: float = 30) -> None:
+        """Wait for a condition; guardd must not end meanwhile."""
+        assert callable(done)
+
+        def condition() -> bool:
+            ended = self.process.poll()
+            assert ended is None, f"guardd ended with {ended}:\n{self.said()[-4000:]}"
+            return bool(done())
+
+        until(condition, what, limit)
+
+    def send(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        self.process.send_signal(number)
+
+    def end(self, number: signal.Signals = signal.SIGTERM, limit: float = 20) -> int:
+        """Send a signal that ends it, wait, and give the exit status."""
+        self.process.send_signal(number)
+        return self.process.wait(limit)
+
+    def reload(self) -> None:
+        """SIGHUP, and wait until that was done."""
+        before = self.messages.count("READY=1")
+        self.send(signal.SIGHUP)
+        self.until(lambda: self.messages.count("READY=1") > before, "the reload")
+
+    def close(self) -> None:
+        """End it, whatever state it is in."""
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        self._notify.close()
+
+
+class Site:
+    """All that one test needs; nothing of it outlives the with block."""
+
+    def __init__(self, folder: Path, connects: Path) -> None:
+        """Keep all files below folder; connects is the compiled connects.c."""
+        self.folder = folder
+        self.connects = connects
+        name = f"smtp-guard-faults-{os.getpid()}-{next(_numbers)}"
+        self.cgroup = cgroup2_mount() / name
+        self.pin_dir = Path("/sys/fs/bpf", name)
+        self.journald = Journald(folder / "journald")
+        self.policy_file = folder / "policy.toml"
+        self.started: list[Guardd] = []
+        self._loads: list[subprocess.Popen[str]] = []
+        with socket.socket() as probe:  # a port where nobody listens
+            probe.bind(("127.0.0.1", 0))
+            self.port = int(probe.getsockname()[1])
+
+    def __enter__(self) -> Self:
+        self.cgroup.mkdir()
+        self.journald.start()
+        self.write_policy(policy(self.port))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for load in self._loads:
+            load.kill()
+            load.wait()
+        for guardd in self.started:
+            guardd.close()
+        # not Guard.unload(): some tests leave no whole guard behind
+        shutil.rmtree(self.pin_dir, ignore_errors=True)
+        if self.cgroup.exists():
+            kill_cgroup(self.cgroup)
+        self.journald.stop()
+
+    def write_policy(self, text: str) -> None:
+        """Write the policy file; guardd reads it when it is told to."""
+        self.policy_file.write_text(text)
+        self.policy_file.chmod(0o644)
+
+    def start(self, *options: str, **more: str) -> Guardd:
+        """Start guardd and wait until it is in force."""
+        return Guardd(self, *options, **more).ready()
+
+    @property
+    def guard(self) -> kernel.Guard:
+        """Give the guard that is loaded."""
+        return kernel.Guard(self.pin_dir)
+
+    def count(self, counter: abi.Counter) -> int:
+        """Read one of the kernel's counters."""
+        return self.guard.counters()[counter]
+
+    def load(
+        self, count: int = 0, pause_us: int = 0, program: Path | None = None
+    ) -> subprocess.Popen[str]:
+        """Start connects from inside the cgroup; 0: until SIGTERM."""
+        load = subprocess.Popen(
+            [program or self.connects, self.cgroup, "0"]
+            + [str(self.port), str(count), str(pause_us)],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self._loads.append(load)
+        return load
+
+    def connect(self, count: int = 1, program: Path | None = None) -> Tally:
+        """Make so many connects and give what became of them."""
+        load = self.load(count, program=program)
+        tally = Tally.of(load)
+        self._loads.remove(load)
+        return tally
+
+    def entries(self) -> list[dict[str, str]]:
+        """Give every entry of guardd's in the journal: fields without prefix."""
+        self.journald.sync()
+        fields = ["MESSAGE", *(f"SMTPGUARD_{name}" for name in READ_FIELDS)]
+        done = subprocess.run(
+            ["journalctl", "-q", "--no-pager", "-o", "json", "--all"]
+            + ["-D", str(self.journald.directory), "SYSLOG_IDENTIFIER=guardd"]
+            + [f"--output-fields={','.join(fields)}"],
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
+        return [
+            {key.removeprefix("SMTPGUARD_"): value for key, value in entry.items()}
+            for entry in map(json.loads, done.stdout.splitlines())
+        ]
+
+    def ledger(self) -> Ledger:
+        """Read both sides' books."""
+        counters = self.guard.counters()
+        entries = self.entries()
+        kinds = Counter(entry["KIND"] for entry in entries)
+        return Ledger(
+            judged=counters[abi.Counter.JUDGED],
+            kernel_folded=counters[abi.Counter.FOLDED],
+            kernel_lost=counters[abi.Counter.LOST_RING],
+            findings=Counter(
+                entry["CONNECTION"] for entry in entries if entry["KIND"] in CONNECTS
+            ),
+            folded=sum(
+                int(entry.get("COUNT", 1))
+                for entry in entries
+                if entry["KIND"] == "summary"
+            ),
+            lost=sum(int(entry.get("LOST_RING", 0)) for entry in entries),
+            kinds=kinds,
+        )
+
+    def settled(self, guardd: Guardd) -> Ledger:
+        """Give the ledger once the journal accounts for every judged connect."""
+        found: list[Ledger] = []
+
+        def balanced() -> bool:
+            found[:] = [self.ledger()]
+            return found[0].accounted >= found[0].judged
+
+        try:
+            guardd.until(balanced, "every judged connect in the journal")
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{summary(found)}") from None
+        return found[0]
+
+
+def summary(ledgers: list[Ledger]) -> str:
+    """Show a ledger without its thousands of connections."""
+    return "\n".join(
+        f"judged {one.judged}, findings {len(one.findings)} (+{one.doubles} double), "
+        f"folded {one.folded} of {one.kernel_folded}, "
+        f"lost {one.lost} of {one.kernel_lost}, {dict(one.kinds)}"
+        for one in ledgers
+    )

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A ring with no room left: what does not fit is counted, and the count is told."""
+
+from __future__ import annotations
+
+import signal
+import time
+
+from guard.abi import Counter
+from tests.faults.site import Site, Tally, policy, summary
+
+
+def test_a_full_ring_is_counted_and_told(site: Site) -> None:
+    guardd = site.start("--ring-bytes", "65536")
+    for _ in range(2):  # the second loss is told apart from the first
+        guardd.send(signal.SIGSTOP)
+        assert site.connect(1000).denied == 1000
+        guardd.send(signal.SIGCONT)
+        ledger = site.settled(guardd)
+    print(summary([ledger]))
+    assert ledger.judged == 2000
+    assert 1000 < ledger.lost == ledger.kernel_lost < 2000
+    assert ledger.kinds["lost"] == 2
+    assert ledger.doubles == 0
+    guardd.until(lambda: f"{ledger.lost} lost" in guardd.status, "STATUS of the loss")
+
+
+def test_nothing_is_lost_that_fits(site: Site) -> None:
+    """The control of the tests here: the same, with room enough."""
+    guardd = site.start()
+    guardd.send(signal.SIGSTOP)
+    assert site.connect(1000).denied == 1000
+    guardd.send(signal.SIGCONT)
+    ledger = site.settled(guardd)
+    assert len(ledger.findings) == ledger.judged == 1000
+    assert ledger.kernel_lost == 0
+    assert "lost" not in ledger.kinds
+
+
+def test_lost_ends_of_connections_are_told(site: Site) -> None:
+    site.write_policy(policy(site.port, allow="user = 0"))
+    guardd = site.start("--ring-bytes", "65536")
+    guardd.send(signal.SIGSTOP)
+    assert site.connect(1000).passed == 1000
+    guardd.send(signal.SIGCONT)
+    ledger = site.settled(guardd)
+    assert len(ledger.findings) + ledger.lost == 1000
+    assert site.count(Counter.LOST_CLOSED) > 100
+    closed = sum(entry["KIND"] == "closed" for entry in site.entries())
+    assert closed + site.count(Counter.LOST_CLOSED) == 1000 - ledger.kernel_lost
+    [lost] = [entry for entry in site.entries() if entry["KIND"] == "lost"]
+    assert "ends of connections" in lost["MESSAGE"]
+
+
+def test_a_flood_does_not_keep_guardd_from_telling_or_ending(site: Site) -> None:
+    """More than can be written, without end: summaries, losses, SIGTERM all wait
+    behind events that never stop."""
+    guardd = site.start("--ring-bytes", "65536")
+    loads = [site.load(), site.load()]
+    guardd.until(
+        lambda: any(entry["KIND"] == "lost" for entry in site.entries()),
+        "a LOST finding while the flood goes on",
+    )
+    site.write_policy("nonsense")
+    guardd.reload()
+    guardd.until(
+        lambda: any(entry["KIND"] == "policy-refused" for entry in site.entries()),
+        "a notice while the flood goes on",
+    )
+    began = time.monotonic()
+    assert guardd.end() == 0
+    assert time.monotonic() - began < 3
+    assert "stay queued" not in guardd.said()
+    for load in loads:
+        load.send_signal(signal.SIGTERM)
+        tally = Tally.of(load)
+        assert tally.denied == tally.tried
+    site.write_policy(policy(site.port))
+    ledger = site.settled(site.start())
+    assert ledger.accounted == ledger.judged, summary([ledger])
+
