@@ -41,7 +41,8 @@ static __always_inline void fold_key(struct fold_key *key,
 				     const struct where *where, u64 now,
 				     const struct decision *decision)
 {
-	struct task_struct *leader = BPF_CORE_READ(current_task(), group_leader);
+	struct task_struct *leader =
+		BPF_CORE_READ(current_task(), group_leader);
 
 	__builtin_memset(key, 0, sizeof(*key));
 	key->window = now / policy->window_ns;

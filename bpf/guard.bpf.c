@@ -45,10 +45,11 @@ static __always_inline int is_ipv4(const u8 address[16])
 	return !word[0] && !word[1] && word[2] == bpf_htonl(0xffff);
 }
 
-static __always_inline const struct target *target_of(const struct policy *policy,
-						      const struct where *where)
+static __always_inline const struct target *target_of(
+	const struct policy *policy, const struct where *where)
 {
-	return is_ipv4(where->address) ? &policy->redirect4 : &policy->redirect6;
+	return is_ipv4(where->address) ? &policy->redirect4 :
+					 &policy->redirect6;
 }
 
 static __noinline int judge_caller(struct bpf_sock_addr *ctx,
@@ -85,7 +86,8 @@ static __always_inline void count_verdict(u32 verdict, u32 mode, u32 direction)
 	else if (mode == MODE_OBSERVE)
 		count(COUNT_WOULD_DENY);
 	else
-		count(verdict == VERDICT_DENY ? COUNT_DENIED : COUNT_REDIRECTED);
+		count(verdict == VERDICT_DENY ? COUNT_DENIED :
+						COUNT_REDIRECTED);
 }
 
 static __noinline int fill_event(struct bpf_sock_addr *ctx, struct event *ev,
@@ -281,8 +283,8 @@ static __always_inline int syn_about_to_leave(struct bpf_sock_ops *ctx,
 {
 	struct event *ev = &conn->fold.first;
 
-	packet_ends(ctx, is_ipv4(ev->via.port ? ev->via.address :
-						ev->dst.address),
+	packet_ends(ctx,
+		    is_ipv4(ev->via.port ? ev->via.address : ev->dst.address),
 		    ev, &conn->key);
 	if (bpf_map_update_elem(&owners, &conn->key, ev, BPF_ANY))
 		count(COUNT_NO_OWNER);
@@ -414,8 +416,8 @@ SEC("cgroup/sock_release") int guard_release(struct bpf_sock *ctx)
 {
 	struct conn *conn;
 
-	if (ctx->type != SOCK_STREAM || (ctx->state != BPF_TCP_CLOSE &&
-					 ctx->state != BPF_TCP_SYN_SENT))
+	if (ctx->type != SOCK_STREAM ||
+	    (ctx->state != BPF_TCP_CLOSE && ctx->state != BPF_TCP_SYN_SENT))
 		return 1;
 	conn = bpf_sk_storage_get(&conns, ctx, 0, 0);
 	if (conn)
@@ -429,6 +431,7 @@ SEC("syscall") int identify(struct identity *ctx)
 	u32 fd = ctx->fd, max = BPF_CORE_READ(files, fdt, max_fds);
 	struct exe_key key;
 	struct file **slot, *file = 0;
+	struct dentry *dentry;
 	struct inode *inode;
 
 	ctx->error = -EBADF;
@@ -441,7 +444,8 @@ SEC("syscall") int identify(struct identity *ctx)
 	inode = BPF_CORE_READ(file, f_inode);
 	key_by_inode(&key, 0, inode);
 	ctx->inode = key;
-	key_by_name(&key, 0, BPF_CORE_READ(file, f_path.dentry));
+	dentry = BPF_CORE_READ(file, f_path.dentry);
+	key_by_name(&key, 0, BPF_CORE_READ(dentry, d_parent, d_inode), dentry);
 	ctx->name = key;
 	ctx->uid = BPF_CORE_READ(inode, i_uid.val);
 	ctx->mode = BPF_CORE_READ(inode, i_mode);

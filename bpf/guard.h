@@ -18,13 +18,13 @@
 
 #define GUARD_ABI 1
 
-#define MAX_ROWS 512   /* rule rows a policy may need; a rule takes one a unit */
-#define MASK_WORDS 8   /* MAX_ROWS / 64 */
-#define UNIT_DEPTH 12  /* components of a cgroup path that a rule can name */
-#define UNIT_TAILS 4   /* enum unit_tail */
-#define NAME_LEN 64    /* a path component a rule can name, with its NUL */
-#define COMM_LEN 16    /* TASK_COMM_LEN, include/linux/sched.h */
-#define ANCESTORS 8    /* parents recorded with an event */
+#define MAX_ROWS 512  /* rule rows a policy may need; a rule takes one a unit */
+#define MASK_WORDS 8  /* MAX_ROWS / 64 */
+#define UNIT_DEPTH 12 /* components of a cgroup path that a rule can name */
+#define UNIT_TAILS 4  /* enum unit_tail */
+#define NAME_LEN 64   /* a path component a rule can name, with its NUL */
+#define COMM_LEN 16   /* TASK_COMM_LEN, include/linux/sched.h */
+#define ANCESTORS 8   /* parents recorded with an event */
 #define COMPONENT_LEN 256 /* NAME_MAX and its NUL */
 /* Limits of the texts. Paths: components, leaf first, a NUL after each. */
 #define EXE_LEN 512
@@ -51,7 +51,8 @@ enum direction {
 
 enum event_kind {
 	EVENT_CONNECT = 1, /* a judged connect(), sent once */
-	EVENT_CLOSED = 2,  /* the end of a connection whose EVENT_CONNECT was sent */
+	EVENT_CLOSED =
+		2, /* the end of a connection whose EVENT_CONNECT was sent */
 };
 
 /* How far the connection came. */
@@ -63,20 +64,22 @@ enum outcome {
 	OUTCOME_REFUSED = 4,	 /* ECONNREFUSED */
 	OUTCOME_TIMED_OUT = 5,	 /* ETIMEDOUT */
 	OUTCOME_FAILED = 6,	 /* any other error after the SYN */
-	OUTCOME_NOT_SENT = 7,	 /* let pass, but the kernel sent no SYN (no route) */
+	OUTCOME_NOT_SENT =
+		7, /* let pass, but the kernel sent no SYN (no route) */
 };
 
 /* struct event.flags: what is not whole, and what kind of caller it was. */
 enum event_flag {
-	FLAG_EXE_CUT = 1 << 0,	    /* text longer than its limit */
+	FLAG_EXE_CUT = 1 << 0, /* text longer than its limit */
 	FLAG_CWD_CUT = 1 << 1,
 	FLAG_ARGS_CUT = 1 << 2,
 	FLAG_CGROUP_CUT = 1 << 3,
 	FLAG_ANCESTORS_CUT = 1 << 4, /* more parents than ANCESTORS */
-	FLAG_NO_EXE = 1 << 5,	    /* no executable: a kernel thread */
-	FLAG_NO_ARGS = 1 << 6,	    /* arguments paged out or unmapped */
+	FLAG_NO_EXE = 1 << 5,	     /* no executable: a kernel thread */
+	FLAG_NO_ARGS = 1 << 6,	     /* arguments paged out or unmapped */
 	FLAG_KTHREAD = 1 << 7,
-	FLAG_NO_STORAGE = 1 << 8,   /* socket storage refused: no source port, no end */
+	FLAG_NO_STORAGE =
+		1 << 8, /* socket storage refused: no source port, no end */
 	FLAG_FOREIGN_NETNS = 1 << 9, /* not the guard's own network namespace */
 };
 
@@ -99,22 +102,24 @@ enum unit_tail {
  * which no connect() is inside the hook.
  */
 enum counter {
-	COUNT_JUDGED = 0,	/* connects to a guarded port */
-	COUNT_EVENTS = 1,	/* EVENT_CONNECT put into the ring */
-	COUNT_FOLDED = 2,	/* repeats counted in a fold row */
-	COUNT_QUIET = 3,	/* let pass by a rule that asks for no finding */
-	COUNT_HELD = 4,		/* let pass, not yet reported: no SYN so far */
-	COUNT_LOST_RING = 5,	/* EVENT_CONNECT: the ring was full */
-	COUNT_LOST_CLOSED = 6,	/* EVENT_CLOSED: the ring was full (not in the sum) */
-	COUNT_CLOSED = 7,	/* EVENT_CLOSED put into the ring */
-	COUNT_DENIED = 8,	/* refused with EPERM */
-	COUNT_WOULD_DENY = 9,	/* observe: would have been refused */
+	COUNT_JUDGED = 0,    /* connects to a guarded port */
+	COUNT_EVENTS = 1,    /* EVENT_CONNECT put into the ring */
+	COUNT_FOLDED = 2,    /* repeats counted in a fold row */
+	COUNT_QUIET = 3,     /* let pass by a rule that asks for no finding */
+	COUNT_HELD = 4,	     /* let pass, not yet reported: no SYN so far */
+	COUNT_LOST_RING = 5, /* EVENT_CONNECT: the ring was full */
+	COUNT_LOST_CLOSED =
+		6,	  /* EVENT_CLOSED: the ring was full (not in the sum) */
+	COUNT_CLOSED = 7, /* EVENT_CLOSED put into the ring */
+	COUNT_DENIED = 8, /* refused with EPERM */
+	COUNT_WOULD_DENY = 9, /* observe: would have been refused */
 	COUNT_ALLOWED = 10,
 	COUNT_REDIRECTED = 11,
-	COUNT_LOCAL = 12,	/* judged with DIRECTION_LOCAL (any verdict) */
-	COUNT_NO_STORAGE = 13,	/* socket storage refused; event sent without port */
-	COUNT_NO_OWNER = 14,	/* owners map full: connection not in it */
-	COUNT_NO_FOLD = 15,	/* folds map full: repeat sent as an event */
+	COUNT_LOCAL = 12, /* judged with DIRECTION_LOCAL (any verdict) */
+	COUNT_NO_STORAGE =
+		13, /* socket storage refused; event sent without port */
+	COUNT_NO_OWNER = 14, /* owners map full: connection not in it */
+	COUNT_NO_FOLD = 15,  /* folds map full: repeat sent as an event */
 	COUNTERS = 16,
 };
 
@@ -131,7 +136,7 @@ struct mask {
  */
 struct exe_key {
 	unsigned long long inode;
-	unsigned int device; /* super_block.s_dev, as the kernel has it */
+	unsigned int device;	 /* super_block.s_dev, as the kernel has it */
 	unsigned int generation; /* of the inode; 0 in a key by name */
 	unsigned int slot;
 	unsigned int pad;
@@ -145,7 +150,7 @@ struct number_key { /* uid, gid, port */
 };
 
 struct unit_key { /* LPM: slot_depth, then the component with its NUL */
-	unsigned int prefixlen; /* bits after this field */
+	unsigned int prefixlen;	 /* bits after this field */
 	unsigned int slot_depth; /* slot << 16 | depth, depth 0 below the root */
 	char name[NAME_LEN];
 };
@@ -157,31 +162,32 @@ struct prefix_key { /* LPM: slot, then the destination */
 };
 
 struct rule {
-	unsigned int number; /* as in the policy file, from 0 */
+	unsigned int number;   /* as in the policy file, from 0 */
 	unsigned char verdict; /* enum verdict */
-	unsigned char quiet; /* let pass without a finding */
+	unsigned char quiet;   /* let pass without a finding */
 	unsigned short pad;
 };
 
 struct target {
 	unsigned char address[16];
 	unsigned short port;
-	unsigned char set; /* 0: this family cannot be redirected, deny instead */
+	unsigned char
+		set; /* 0: this family cannot be redirected, deny instead */
 	unsigned char pad[5];
 };
 
 /* What a row bit means where a dimension has no row of its own. */
 struct policy {
 	unsigned int mode;
-	unsigned int rules;	    /* as in the file: the journal's upper bound */
+	unsigned int rules; /* as in the file: the journal's upper bound */
 	unsigned int local_default; /* enum verdict, no local rule matched */
 	unsigned int local_quiet;   /* 1: local connections make no finding */
-	unsigned int denied_burst;  /* findings of an identity a window, denied */
-	unsigned int passed_burst;  /* likewise, let pass or local */
+	unsigned int denied_burst; /* findings of an identity a window, denied */
+	unsigned int passed_burst;    /* likewise, let pass or local */
 	unsigned long long window_ns; /* of folding; 0: never fold */
 	struct target redirect4;
 	struct target redirect6;
-	struct mask direction[2];   /* rows of [[rule]] and of [[local.rule]] */
+	struct mask direction[2]; /* rows of [[rule]] and of [[local.rule]] */
 	struct mask any_uid;
 	struct mask any_gid;
 	struct mask any_exe;
@@ -190,7 +196,7 @@ struct policy {
 	struct mask any_unit[UNIT_DEPTH]; /* rows not naming that depth */
 	struct mask unit_tail[UNIT_DEPTH][UNIT_TAILS];
 	struct mask unit_ends[UNIT_DEPTH + 1]; /* pattern at most so deep */
-	unsigned char sha256[32];   /* of the policy, includes and all */
+	unsigned char sha256[32]; /* of the policy, includes and all */
 };
 
 /* ---- one word that all programs read */
@@ -226,13 +232,13 @@ struct event {
 	unsigned char direction;
 	unsigned char outcome;
 	unsigned char ancestors; /* entries in use */
-	unsigned int rule; /* number in the file; NO_RULE: none matched */
+	unsigned int rule;	 /* number in the file; NO_RULE: none matched */
 	unsigned int flags;
 	unsigned long long seq; /* one up for every event, a gap is a loss */
-	unsigned long long connection; /* unique since boot */
-	unsigned long long time_ns; /* of the connect() */
+	unsigned long long connection;	   /* unique since boot */
+	unsigned long long time_ns;	   /* of the connect() */
 	unsigned long long established_ns; /* 0: never */
-	unsigned long long ended_ns; /* EVENT_CLOSED */
+	unsigned long long ended_ns;	   /* EVENT_CLOSED */
 	unsigned long long bytes_sent; /* acknowledged or not, without resends */
 	unsigned long long bytes_received;
 	struct endpoint src; /* port 0: not chosen yet */
@@ -245,7 +251,7 @@ struct event {
 	unsigned int exe_device;
 	unsigned int exe_generation;
 	unsigned int exe_nlink; /* 0: deleted, or a memfd */
-	unsigned int netns; /* inode of /proc/PID/ns/net */
+	unsigned int netns;	/* inode of /proc/PID/ns/net */
 	unsigned int pid;
 	unsigned int tid;
 	unsigned int uid; /* effective, in the initial user namespace */
@@ -253,8 +259,8 @@ struct event {
 	unsigned int real_uid;
 	unsigned int real_gid;
 	unsigned int loginuid; /* ~0: not set */
-	unsigned int session; /* audit session, ~0: not set */
-	unsigned int error; /* errno that ended the connection */
+	unsigned int session;  /* audit session, ~0: not set */
+	unsigned int error;    /* errno that ended the connection */
 	unsigned int pad;
 	char comm[COMM_LEN];
 	struct ancestor ancestor[ANCESTORS]; /* parent first */
@@ -323,8 +329,8 @@ struct question {
 	char component[UNIT_DEPTH][NAME_LEN]; /* root first */
 	unsigned int trusted; /* exe is root's and nobody else can write it */
 	unsigned int verdict; /* answer */
-	unsigned int rule; /* answer */
-	unsigned int quiet; /* answer */
+	unsigned int rule;    /* answer */
+	unsigned int quiet;   /* answer */
 };
 
 #endif

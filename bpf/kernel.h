@@ -28,7 +28,7 @@ typedef unsigned long long u64;
 #define EBADF 9
 #define SOCK_DONE 1 /* enum sock_flags, include/net/sock.h: a FIN has come */
 
-#pragma clang attribute push(__attribute__((preserve_access_index)),          \
+#pragma clang attribute push(__attribute__((preserve_access_index)),           \
 			     apply_to = record)
 
 typedef struct {

@@ -13,7 +13,7 @@ struct control control SEC(".data.control");
 
 /* Written by the kernel alone, from user space once before the first attach. */
 struct {
-	u64 seq; /* of the next event */
+	u64 seq;	/* of the next event */
 	u64 connection; /* number of the next connection */
 } state SEC(".data.state");
 
@@ -28,7 +28,7 @@ struct {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, SLOTS * MAX_ROWS);
+	__uint(max_entries, SLOTS *MAX_ROWS);
 	__type(key, u32);
 	__type(value, struct rule);
 } rules SEC(".maps");
@@ -123,7 +123,7 @@ struct {
 /* Whether a connection's EVENT_CONNECT went out. */
 enum report {
 	REPORT_NONE = 0,
-	REPORT_HELD = 1,   /* let pass, waits for its source port */
+	REPORT_HELD = 1, /* let pass, waits for its source port */
 	REPORT_SENT = 2,
 	REPORT_SILENT = 3, /* folded or quiet: its end makes no event either */
 };

@@ -134,9 +134,8 @@ static long cgroup_step(u32 i, void *ctx)
 	struct climb *climb = ctx;
 	struct kernfs_node *kn = climb->kn;
 
-	if (climb->level <= 0 ||
-	    !put_name(climb->ev, &climb->ev->cgroup_len, CGROUP_LEN,
-		      BPF_CORE_READ(kn, name)))
+	if (climb->level <= 0 || !put_name(climb->ev, &climb->ev->cgroup_len,
+					   CGROUP_LEN, BPF_CORE_READ(kn, name)))
 		return 1;
 	climb->kn = kernfs_parent(kn);
 	climb->level--;

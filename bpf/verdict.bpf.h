@@ -181,15 +181,16 @@ __noinline int match_unit(const struct policy *policy, u32 slot,
 	fill(unit, 0);
 	match_depth(policy, walk.level, unit);
 	bpf_loop(PATH_STEPS, unit_step, &walk, 0);
-	if (walk.level > 0) /* deeper than we walk: what is above is not known */
+	if (walk.level >
+	    0) /* deeper than we walk: what is above is not known */
 		fill(unit, &policy->any_unit[0]);
 	return 0;
 }
 
 /*
  * An executable is known by its inode, or by its name in a directory. User space
- * makes both keys from files that only root can write; the caller's file is
- * checked for the same again, so a reused inode number is no attacker's file.
+ * makes both keys from what only root can write; the caller's file and folder
+ * are checked for the same again, so a reused inode number is no attacker's.
  */
 static __always_inline int only_root_writes(struct inode *inode)
 {
@@ -209,10 +210,9 @@ static __always_inline void key_by_inode(struct exe_key *key, u32 slot,
 
 /* A name longer than fits is cut, and no key is made of one. */
 static __always_inline void key_by_name(struct exe_key *key, u32 slot,
+					struct inode *dir,
 					struct dentry *dentry)
 {
-	struct inode *dir = BPF_CORE_READ(dentry, d_parent, d_inode);
-
 	__builtin_memset(key, 0, sizeof(*key));
 	key->slot = slot;
 	key->inode = BPF_CORE_READ(dir, i_ino);
@@ -239,7 +239,9 @@ __noinline int match_caller_exe(const struct policy *policy, u32 slot,
 {
 	struct mm_struct *mm = BPF_CORE_READ(current_task(), mm);
 	struct file *file = mm ? BPF_CORE_READ(mm, exe_file) : 0;
+	struct dentry *dentry;
 	struct exe_key key;
+	struct inode *dir;
 
 	if (!policy || !exe)
 		return 0;
@@ -248,7 +250,11 @@ __noinline int match_caller_exe(const struct policy *policy, u32 slot,
 		return 0;
 	key_by_inode(&key, slot, BPF_CORE_READ(file, f_inode));
 	match_exe(&key, exe);
-	key_by_name(&key, slot, BPF_CORE_READ(file, f_path.dentry));
+	dentry = BPF_CORE_READ(file, f_path.dentry);
+	dir = BPF_CORE_READ(dentry, d_parent, d_inode);
+	if (!only_root_writes(dir))
+		return 0;
+	key_by_name(&key, slot, dir, dentry);
 	match_exe(&key, exe);
 	return 0;
 }
@@ -282,8 +288,8 @@ static __always_inline u32 lowest(u64 bits)
 }
 
 __noinline int decide(const struct policy *policy, u32 slot,
-			     const struct who *who, const struct where *where,
-			     struct decision *decision)
+		      const struct who *who, const struct where *where,
+		      struct decision *decision)
 {
 	const struct mask *uid, *gid, *to, *port, *direction;
 	struct prefix_key key = { 8 * (sizeof(key) - sizeof(u32)), slot, {} };

@@ -23,12 +23,13 @@ from guard import __version__, kernel
 from guard.abi import Counter
 from guard.errors import GuardError, KernelError, NotRoot, PolicyError
 from guard.filewatch import FileWatch
-from guard.finding import Finding, Kind, Notice
+from guard.finding import Finding, Notice
 from guard.force import (
     bring_up,
     only_one,
     policy_notice,
     put_in_force,
+    record_daemon,
     refusal_notice,
 )
 from guard.hosts import AddressNews, own_addresses
@@ -55,6 +56,7 @@ class Daemon:
     def start(self) -> None:
         """Put the guard in force. Raises GuardError, with nothing half done."""
         options = self._options
+        self._catch_signals()
         self._only = only_one(options.pin_dir)
         self._only.__enter__()  # for as long as this process lives
         started = bring_up(
@@ -68,21 +70,25 @@ class Daemon:
         if started.policy:
             self._naming.use_rules(0, started.policy.rule_name)
             self._files.watch(started.policy.watch)
-        self._guard.set_about(pid=os.getpid(), started=time.time())
+        record_daemon(self._guard)
         self._scribe = Scribe(self._guard, self._naming, self._echo)
         self._scribe.start()
         for notice in started.notices(options.policy):
             self._scribe.tell(notice)
 
-    def run(self) -> None:
-        """Work until SIGTERM or SIGINT."""
-        wake, wakened = socket.socketpair()
-        for end in (wake, wakened):
+    def _catch_signals(self) -> None:
+        """First of all: `guardctl policy apply` may send SIGHUP very early."""
+        self._wake, wakened = socket.socketpair()
+        for end in (self._wake, wakened):
             end.setblocking(False)
+        self._wakened = wakened  # kept open
         signal.set_wakeup_fd(wakened.fileno())
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda number, _: self._signals.add(number))
-        self._selector.register(wake, selectors.EVENT_READ, None)
+        self._selector.register(self._wake, selectors.EVENT_READ, None)
+
+    def run(self) -> None:
+        """Work until SIGTERM or SIGINT."""
         self._selector.register(
             self._addresses, selectors.EVENT_READ, self._on_addresses
         )
@@ -99,7 +105,7 @@ class Daemon:
                 self._tick()
             for key, _ in self._selector.select(tick_at - now):
                 if key.data is None:
-                    wake.recv(4096)
+                    self._wake.recv(4096)
                 else:
                     key.data()
 
@@ -172,7 +178,7 @@ class Daemon:
     def stop(self) -> None:
         """End; what is in force stays in force."""
         sd.notify("STOPPING=1")
-        self._guard.set_about(pid=None, started=None)
+        self._guard.set_about(pid=None, pid_started=None)
         if not self._scribe.stop(_STOP_SECONDS):
             sys.stderr.write(f"guardd: {self._scribe.trouble}; findings stay queued\n")
         if self._options.foreground:

@@ -18,6 +18,7 @@ from guard import kernel
 from guard.abi import Mode
 from guard.checks import Check, State, good
 from guard.errors import GuardError, KernelError, NotLoaded
+from guard.force import daemon_pid
 from guard.journal import SOCKET
 from guard.kernel import Guard
 from guard.verify import verify
@@ -163,8 +164,8 @@ def _guard(pin_dir: Path) -> Iterator[Check]:
         )
     else:
         yield good("mode", "enforce")
-    pid = guard.about().get("pid")
-    if pid is None or not psutil.pid_exists(pid):
+    pid = daemon_pid(guard)
+    if pid is None:
         yield Check(
             "guardd",
             State.WARN,

@@ -192,7 +192,9 @@ def unpack_event(raw: bytes) -> Event:
 def _ancestors(flat: tuple[Any, ...]) -> tuple[Ancestor, ...]:
     """Group start, pid, uid, comm of each parent, nearest first."""
     return tuple(
-        Ancestor(flat[i + 1], flat[i + 2], flat[i], _text(flat[i + 3].split(b"\0", 1)[0]))
+        Ancestor(
+            flat[i + 1], flat[i + 2], flat[i], _text(flat[i + 3].split(b"\0", 1)[0])
+        )
         for i in range(0, len(flat), 4)
     )
 

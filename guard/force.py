@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from guard import __version__, abi
 from guard.errors import AlreadyRunning, GuardError, KernelError, PolicyError
 from guard.finding import Kind, Notice
@@ -138,6 +140,26 @@ def loaded_notice(guard: Guard, adopted: bool) -> Notice:
         f"{guard.pin_dir}",
         fields={"VERSION": __version__, "ADOPTED": str(int(adopted))},
     )
+
+
+def record_daemon(guard: Guard) -> None:
+    """Record this process as the guardd that serves the guard."""
+    process = psutil.Process()
+    guard.set_about(pid=process.pid, pid_started=process.create_time())
+
+
+def daemon_pid(guard: Guard) -> int | None:
+    """Give the pid of the guardd that serves the guard; None: none runs.
+
+    A guardd that was killed leaves its record, and its number may be another
+    process's by now: the time of its start tells.
+    """
+    about = guard.about()
+    try:
+        started = psutil.Process(about["pid"]).create_time()
+    except (KeyError, psutil.NoSuchProcess):
+        return None
+    return int(about["pid"]) if abs(started - about["pid_started"]) < 1 else None
 
 
 def abandoned_notice(size: int) -> Notice:

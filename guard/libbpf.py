@@ -447,9 +447,7 @@ class RingBuffer:
 
     def consume(self) -> int:
         """Handle what is there without waiting; gives how many."""
-        return _check(
-            _lib.ring_buffer__consume(self._pointer), "cannot read the ring"
-        )
+        return _check(_lib.ring_buffer__consume(self._pointer), "cannot read the ring")
 
     def close(self) -> None:
         """Unmap the ring."""

@@ -37,9 +37,7 @@ def _links(guard: Guard) -> Check:
     attached = {link.name: link for link in guard.attachments()}
     missing = [hook for hook in kernel.HOOKS if hook not in attached]
     if missing:
-        return Check(
-            "links", State.BAD, f"not attached: {', '.join(missing)}", _RELOAD
-        )
+        return Check("links", State.BAD, f"not attached: {', '.join(missing)}", _RELOAD)
     folder = Path(guard.about().get("cgroup", ""))
     try:
         # the inode number of a cgroup2 folder is its cgroup id (kernfs, 64 bit)
@@ -153,7 +151,10 @@ def _rows(guard: Guard, policy: Policy) -> Check:
         wrong.append("ports")
     if wrong:
         return Check(
-            "rows", State.BAD, f"not what the policy says: {', '.join(wrong)}", _TAMPERED
+            "rows",
+            State.BAD,
+            f"not what the policy says: {', '.join(wrong)}",
+            _TAMPERED,
         )
     return good("rows", f"{len(policy.rules)} rules, as compiled from the policy")
 

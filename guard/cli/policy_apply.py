@@ -9,10 +9,9 @@ import time
 from pathlib import Path
 
 import click
-import psutil
 
 from guard.errors import NotApplied
-from guard.force import only_one, put_in_force
+from guard.force import daemon_pid, only_one, put_in_force
 from guard.kernel import Guard
 from guard.policy import Policy, load
 
@@ -86,8 +85,8 @@ def _write(path: Path, text: bytes) -> None:
 
 
 def _switch(guard: Guard, policy: Policy) -> None:
-    pid = guard.about().get("pid")
-    if pid is None or not psutil.pid_exists(pid):
+    pid = daemon_pid(guard)
+    if pid is None:
         with only_one(guard.pin_dir):
             put_in_force(guard, policy)
             guard.set_about(refused=None)

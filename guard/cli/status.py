@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import click
-import psutil
 
 from guard.abi import Counter
 from guard.errors import EX_UNAVAILABLE
+from guard.force import daemon_pid
 from guard.kernel import HOOKS, Guard
 from guard.libbpf import ring_backlog
 from guard.ring import LOSSES
@@ -50,9 +50,7 @@ def _state(guard: Guard) -> dict[str, Any]:
     counters = guard.counters()
     attached = {link.name for link in guard.attachments()}
     sha256 = bytes(guard.policy().sha256).hex()
-    pid = about.get("pid")
-    if pid is not None and not psutil.pid_exists(pid):
-        pid = None
+    pid = daemon_pid(guard)
     accounted = (
         counters[Counter.EVENTS]
         + counters[Counter.FOLDED]
@@ -72,7 +70,10 @@ def _state(guard: Guard) -> dict[str, Any]:
         "loaded": about.get("loaded"),
         "uptime_s": _since(about.get("loaded")),
         "version": about.get("version"),
-        "guardd": {"pid": pid, "uptime_s": _since(about.get("started")) if pid else None},
+        "guardd": {
+            "pid": pid,
+            "uptime_s": _since(about["pid_started"]) if pid else None,
+        },
         "waiting_bytes": ring_backlog(guard.map("ring").fd),
         "counters": {counter.name.lower(): n for counter, n in counters.items()},
         "unaccounted": counters[Counter.JUDGED] - accounted,
