@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""One world and one guard for all tests here; a policy and a reader for each."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from guard.hosts import own_addresses
+from guard.kernel import Guard
+from tests.kernel.world import Watch, World
+
+
+@pytest.fixture(scope="session")
+def world() -> Iterator[World]:
+    with World() as world:
+        yield world
+
+
+@pytest.fixture(autouse=True)
+def on_the_host(world: World) -> Iterator[None]:
+    """Every test acts on the test's host, never on this machine's network."""
+    with world.inside(world.host):
+        yield
+
+
+@pytest.fixture(scope="session")
+def guard(world: World) -> Iterator[Guard]:
+    with world.inside(world.host):
+        guard = Guard.load(world.pin_dir)
+        try:
+            guard.set_hosts(own_addresses())
+            guard.attach(world.guarded)
+            yield guard
+        finally:
+            guard.unload()
+            assert not world.pin_dir.exists()
+
+
+@pytest.fixture
+def watch(guard: Guard) -> Iterator[Watch]:
+    watch = Watch(guard)
+    yield watch
+    watch.close()
+
+
+@pytest.fixture(scope="session")
+def programs() -> Iterator[Path]:
+    """A folder that only root can write, all the way up, and all can read."""
+    folder = Path(tempfile.mkdtemp(prefix="smtp-guard-test-", dir="/var/lib"))
+    os.chmod(folder, 0o755)
+    yield folder
+    shutil.rmtree(folder)
