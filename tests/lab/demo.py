@@ -48,7 +48,7 @@ def ok(what: str, happened: object) -> None:
 def show(guard: Guard, *argv: str) -> str:
     """Run guardctl before the reader's eyes; give what it printed."""
     done = guard.ctl(*argv)
-    say(f"\n# guardctl {' '.join(argv)}\n{(done.stdout + done.stderr).rstrip()}\n")
+    say(f"\n$ guardctl {' '.join(argv)}\n{(done.stdout + done.stderr).rstrip()}\n")
     if done.returncode != 0:
         raise NotSeen(f"guardctl {argv[0]} ended with {done.returncode}")
     return done.stdout
