@@ -182,10 +182,10 @@ class Daemon:
         if not self._scribe.stop(_STOP_SECONDS):
             sys.stderr.write(f"guardd: {self._scribe.trouble}; findings stay queued\n")
         if self._options.foreground:
-            pins = self._options.pin_dir
+            mode = self._guard.mode.name.lower()
             sys.stderr.write(
-                f"guardd: ended; the guard stays in force (mode {self._guard.mode.name.lower()})"
-                f"; to take it out: guardctl --pin-dir {pins} unload\n"
+                f"guardd: ended; the guard stays in force ({mode}). To take it out:\n"
+                f"  guardctl --pin-dir {self._options.pin_dir} unload\n"
             )
         sys.stderr.flush()
 

@@ -192,10 +192,8 @@ def unpack_event(raw: bytes) -> Event:
 def _ancestors(flat: tuple[Any, ...]) -> tuple[Ancestor, ...]:
     """Group start, pid, uid, comm of each parent, nearest first."""
     return tuple(
-        Ancestor(
-            flat[i + 1], flat[i + 2], flat[i], _text(flat[i + 3].split(b"\0", 1)[0])
-        )
-        for i in range(0, len(flat), 4)
+        Ancestor(pid, uid, start_ns, _text(comm.split(b"\0", 1)[0]))
+        for start_ns, pid, uid, comm in zip(*[iter(flat)] * 4, strict=True)
     )
 
 

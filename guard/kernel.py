@@ -75,9 +75,12 @@ def ensure_bpffs(pin_dir: Path) -> None:
     anywhere else would not be pins.
     """
     bpffs = Path("/sys/fs/bpf")
-    if bpffs in pin_dir.parents and not os.path.ismount(bpffs):
-        if _libc.mount(b"bpf", bytes(bpffs), b"bpf", 0, b"mode=0700"):
-            raise KernelError(f"cannot mount {bpffs}", ctypes.get_errno())
+    if (
+        bpffs in pin_dir.parents
+        and not os.path.ismount(bpffs)
+        and _libc.mount(b"bpf", bytes(bpffs), b"bpf", 0, b"mode=0700")
+    ):
+        raise KernelError(f"cannot mount {bpffs}", ctypes.get_errno())
     kinds = {p.mountpoint: p.fstype for p in psutil.disk_partitions(all=True)}
     mount = pin_dir.absolute()
     while not os.path.ismount(mount):

@@ -15,10 +15,11 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from guard import abi, event, libbpf
 from guard.errors import NotLoaded
+from guard.policy import Rows
 
 MAPS = {
     # name in the object: name of the pin
@@ -129,7 +130,7 @@ class Tables:
             raise NotLoaded(self.home, hint="load it again: guardctl load")
         return abi.Policy.from_buffer_copy(value)
 
-    def apply(self, rows: RowsLike) -> None:
+    def apply(self, rows: Rows) -> None:
         """Put a policy in force, whole: one store switches every hook to it.
 
         rows must be compiled for the slot that is not in force (`1 - slot`).
@@ -240,25 +241,6 @@ class Tables:
             end.port = port
         raw = self.map("owners").get(bytes(key))
         return event.unpack_event(raw) if raw else None
-
-
-class RowsLike(Protocol):
-    """What apply() needs of a compiled policy (guard.policy.rows.Rows)."""
-
-    @property
-    def policy(self) -> abi.Policy: ...
-    @property
-    def rules(self) -> list[abi.Rule]: ...
-    @property
-    def exes(self) -> dict[bytes, bytes]: ...
-    @property
-    def numbers(self) -> dict[bytes, bytes]: ...
-    @property
-    def units(self) -> dict[bytes, bytes]: ...
-    @property
-    def prefixes(self) -> dict[bytes, bytes]: ...
-    @property
-    def ports(self) -> frozenset[int]: ...
 
 
 def row_slot(key: ctypes.Structure) -> int:
