@@ -1,0 +1,204 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * One connect() to a guarded port: judge it, and report it now (denied) or leave
+ * its event with the socket until the source port is known (let pass).
+ */
+#ifndef GUARD_CONNECT_H
+#define GUARD_CONNECT_H
+
+#include "emit.bpf.h"
+
+enum { REFUSE = 0, PASS = 1 };
+
+static __always_inline int unguarded(u32 port)
+{
+	port &= 0xffff;
+	return control.unguarded[port >> 6] >> (port & 63) & 1;
+}
+
+static __always_inline void map_ipv4(u8 address[16], u32 ip4)
+{
+	u32 *word = (u32 *)address;
+
+	word[0] = word[1] = 0;
+	word[2] = bpf_htonl(0xffff);
+	word[3] = ip4;
+}
+
+static __always_inline int is_ipv4(const u8 address[16])
+{
+	const u32 *word = (const u32 *)address;
+
+	return !word[0] && !word[1] && word[2] == bpf_htonl(0xffff);
+}
+
+static __always_inline const struct target *target_of(
+	const struct policy *policy, const struct where *where)
+{
+	return is_ipv4(where->address) ? &policy->redirect4 :
+					 &policy->redirect6;
+}
+
+static __noinline int judge_caller(struct bpf_sock_addr *ctx,
+				   const struct policy *policy, u32 slot,
+				   const struct where *where,
+				   struct decision *decision)
+{
+	const struct cred *cred = BPF_CORE_READ(current_task(), cred);
+	struct who who;
+
+	who.uid = BPF_CORE_READ(cred, euid.val);
+	who.gid = BPF_CORE_READ(cred, egid.val);
+	match_caller_exe(policy, slot, &who.exe);
+	match_unit(policy, slot, &who.unit);
+	decide(policy, slot, &who, where, decision);
+
+	/* the host's own mail server is not in another network namespace */
+	if (decision->verdict == VERDICT_REDIRECT &&
+	    (!target_of(policy, where)->set ||
+	     bpf_get_netns_cookie(ctx) != control.home_netns))
+		decision->verdict = VERDICT_DENY;
+	if (decision->verdict > VERDICT_REDIRECT)
+		decision->verdict = VERDICT_DENY;
+	return 0;
+}
+
+static __always_inline void count_verdict(u32 verdict, u32 mode, u32 direction)
+{
+	count(COUNT_JUDGED);
+	if (direction == DIRECTION_LOCAL)
+		count(COUNT_LOCAL);
+	if (verdict == VERDICT_ALLOW)
+		count(COUNT_ALLOWED);
+	else if (mode == MODE_OBSERVE)
+		count(COUNT_WOULD_DENY);
+	else
+		count(verdict == VERDICT_DENY ? COUNT_DENIED :
+						COUNT_REDIRECTED);
+}
+
+static __noinline int fill_event(struct bpf_sock_addr *ctx, struct event *ev,
+				 const struct policy *policy,
+				 const struct where *where,
+				 const struct decision *decision)
+{
+	const struct target *target = target_of(policy, where);
+
+	__builtin_memset(ev, 0, __builtin_offsetof(struct event, text));
+	ev->abi = GUARD_ABI;
+	ev->kind = EVENT_CONNECT;
+	ev->verdict = decision->verdict;
+	ev->mode = policy->mode;
+	ev->direction = where->direction;
+	ev->rule = decision->rule;
+	ev->outcome = OUTCOME_SYN_SENT;
+	if (decision->verdict == VERDICT_DENY && policy->mode != MODE_OBSERVE)
+		ev->outcome = OUTCOME_DENIED;
+	ev->connection = __sync_fetch_and_add(&state.connection, 1);
+	ev->time_ns = bpf_ktime_get_boot_ns();
+	ev->netns_cookie = bpf_get_netns_cookie(ctx);
+	if (ev->netns_cookie != control.home_netns)
+		ev->flags |= FLAG_FOREIGN_NETNS;
+	__builtin_memcpy(ev->dst.address, where->address, 16);
+	ev->dst.port = where->port;
+	if (decision->verdict == VERDICT_REDIRECT &&
+	    policy->mode != MODE_OBSERVE) {
+		__builtin_memcpy(ev->via.address, target->address, 16);
+		ev->via.port = target->port;
+	}
+	return capture(ev);
+}
+
+/* The socket cannot carry the event: send what is known, now. */
+static __noinline int report_without_storage(struct bpf_sock_addr *ctx,
+					     const struct policy *policy,
+					     const struct where *where,
+					     const struct decision *decision)
+{
+	struct event *ev = bpf_ringbuf_reserve(&ring, sizeof(*ev), 0);
+
+	count(COUNT_NO_STORAGE);
+	if (!ev) {
+		count(COUNT_LOST_RING);
+		return 0;
+	}
+	fill_event(ctx, ev, policy, where, decision);
+	ev->flags |= FLAG_NO_STORAGE;
+	ev->seq = __sync_fetch_and_add(&state.seq, 1);
+	bpf_ringbuf_submit(ev, 0);
+	count(COUNT_EVENTS);
+	return 0;
+}
+
+/* Judge one connect(), and report it now or once its source port is known. */
+static __noinline int on_connect(struct bpf_sock_addr *ctx, struct where *where)
+{
+	u32 slot = control.slot & 1, burst, repeat = 0, refuse;
+	struct decision decision = {};
+	const struct policy *policy;
+	struct fold_key key;
+	struct fold *row = 0;
+	struct conn *conn;
+	u64 now;
+
+	policy = bpf_map_lookup_elem(&policies, &slot);
+	if (!policy)
+		return REFUSE;
+	conn = bpf_sk_storage_get(&conns, ctx->sk, 0, 0);
+	if (conn)
+		flush_held(conn);
+
+	where->direction = direction_of(where->address);
+	judge_caller(ctx, policy, slot, where, &decision);
+	count_verdict(decision.verdict, policy->mode, where->direction);
+	refuse = decision.verdict == VERDICT_DENY &&
+		 policy->mode != MODE_OBSERVE;
+
+	burst = decision.verdict == VERDICT_DENY ? policy->denied_burst :
+						   policy->passed_burst;
+	if (policy->window_ns && !decision.quiet) {
+		now = bpf_ktime_get_boot_ns();
+		fold_key(&key, policy, where, now, &decision);
+		row = bpf_map_lookup_elem(&folds, &key);
+		if (row)
+			repeat = fold_repeat(row, burst, now);
+		if (repeat && refuse)
+			return REFUSE;
+	}
+
+	conn = bpf_sk_storage_get(&conns, ctx->sk, 0,
+				  BPF_LOCAL_STORAGE_GET_F_CREATE);
+	if (!conn) {
+		if (decision.quiet)
+			count(COUNT_QUIET);
+		else if (!repeat)
+			report_without_storage(ctx, policy, where, &decision);
+		goto out;
+	}
+	fill_event(ctx, &conn->fold.first, policy, where, &decision);
+	if (policy->window_ns && !decision.quiet && !row)
+		repeat = fold_begin(&key, conn, burst, now);
+
+	conn->report = REPORT_SILENT;
+	if (decision.quiet) {
+		count(COUNT_QUIET);
+	} else if (refuse && !repeat) {
+		send_connect(&conn->fold.first);
+	} else if (!repeat) {
+		conn->report = REPORT_HELD;
+		count(COUNT_HELD);
+	}
+out:
+	if (refuse)
+		return REFUSE;
+	if (decision.verdict == VERDICT_REDIRECT &&
+	    policy->mode != MODE_OBSERVE) {
+		const struct target *target = target_of(policy, where);
+
+		__builtin_memcpy(where->address, target->address, 16);
+		where->port = target->port;
+	}
+	return PASS;
+}
+
+#endif
