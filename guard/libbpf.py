@@ -425,12 +425,14 @@ class RingBuffer:
 
     _CALLBACK = c.CFUNCTYPE(c.c_int, c.c_void_p, c.c_void_p, c.c_size_t)
 
-    def __init__(self, fd: int, handler: Callable[[bytes], None]) -> None:
-        """Map the ring behind fd; handler must not raise."""
+    def __init__(self, fd: int, handler: Callable[[bytes], bool]) -> None:
+        """Map the ring behind fd; handler must not raise, and ends a poll() or
+        consume() by giving False: where samples come faster than they are
+        handled, libbpf would never return.
+        """
 
         def sample(_: int, data: int, size: int) -> int:
-            handler(c.string_at(data, size))
-            return 0
+            return 0 if handler(c.string_at(data, size)) else -errno.ECANCELED
 
         self._callback = self._CALLBACK(sample)  # kept: libbpf holds a pointer
         self._pointer = c.c_void_p(
@@ -440,14 +442,17 @@ class RingBuffer:
             )
         )
 
-    def poll(self, timeout_ms: int) -> int:
-        """Wait for samples and handle all there are; gives how many."""
+    def poll(self, timeout_ms: int) -> None:
+        """Wait for samples and handle them."""
         result = _lib.ring_buffer__poll(self._pointer, timeout_ms)
-        return 0 if result == -errno.EINTR else _check(result, "cannot poll the ring")
+        if result not in (-errno.EINTR, -errno.ECANCELED):
+            _check(result, "cannot poll the ring")
 
-    def consume(self) -> int:
-        """Handle what is there without waiting; gives how many."""
-        return _check(_lib.ring_buffer__consume(self._pointer), "cannot read the ring")
+    def consume(self) -> None:
+        """Handle what is there without waiting."""
+        result = _lib.ring_buffer__consume(self._pointer)
+        if result != -errno.ECANCELED:
+            _check(result, "cannot read the ring")
 
     def close(self) -> None:
         """Unmap the ring."""

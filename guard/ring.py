@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -48,24 +49,32 @@ class Ring:
         that waits keeps it, and what follows, safe in the kernel.
         """
 
-        def handle(raw: bytes) -> None:
+        def handle(raw: bytes) -> bool:
             try:
                 event = unpack_event(raw)
             except TornEvent as error:
                 on_torn(error)
             else:
                 on_event(event)
+            self._handled += 1
+            return self._handled < self._limit
 
         self._guard = guard
+        self._handled = 0
+        self._limit = math.inf
         self._buffer = libbpf.RingBuffer(guard.map("ring").fd, handle)
 
-    def poll(self, timeout_ms: int) -> int:
-        """Wait for events and handle all there are; gives how many."""
-        return self._buffer.poll(timeout_ms)
+    def poll(self, timeout_ms: int, limit: float = math.inf) -> int:
+        """Wait for events and handle them, at most limit; gives how many."""
+        self._handled, self._limit = 0, limit
+        self._buffer.poll(timeout_ms)
+        return self._handled
 
-    def consume(self) -> int:
-        """Handle what is there without waiting; gives how many."""
-        return self._buffer.consume()
+    def consume(self, limit: float = math.inf) -> int:
+        """Handle what is there without waiting, at most limit; gives how many."""
+        self._handled, self._limit = 0, limit
+        self._buffer.consume()
+        return self._handled
 
     def close(self) -> None:
         """Stop reading; what is in the ring stays there."""
@@ -79,15 +88,15 @@ def finished_repeats(guard: Guard, everything: bool = False) -> Iterator[Repeats
     rather than never. everything: also windows that are not over (unload).
     """
     folds = guard.map("folds")
-    window_ns = guard.policy().window_ns
+    slot, window_ns = guard.slot, guard.policy().window_ns
+    keys = list(folds.keys())
+    # after the keys: a row of a window that began meanwhile is none of them
     now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    if guard.slot != slot:
+        return  # a reload just now, perhaps with other windows: next time
     # not "older than": a reload may have changed the length of windows
     current = now // window_ns if window_ns and not everything else None
-    due = [
-        key
-        for key in list(folds.keys())
-        if abi.FoldKey.from_buffer_copy(key).window != current
-    ]
+    due = [key for key in keys if abi.FoldKey.from_buffer_copy(key).window != current]
     if not due:
         return
     wait_for_running_programs()

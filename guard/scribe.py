@@ -8,6 +8,7 @@ thread goes on keeping the policy's rows current.
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import sys
 import threading
@@ -25,6 +26,10 @@ from guard.ring import LOSSES, Losses, Ring, finished_repeats
 
 _POLL_MS = 200
 _LOOK_SECONDS = 1.0  # for finished windows and losses
+# Under a flood there is always one more event: look up after so many.
+_BATCH = 1024
+_AGAIN_SECONDS = 0.1  # after an error that came at once
+_FINISH_SECONDS = 2.0  # at the end, for what is in the ring; the rest stays there
 
 
 class Scribe(threading.Thread):
@@ -68,12 +73,14 @@ class Scribe(threading.Thread):
         """Thread body."""
         look_at = time.monotonic()
         while not self._stopping.is_set():
-            self._ring.poll(_POLL_MS)
+            self._ring.poll(_POLL_MS, _BATCH)
             self._write_notices()
             if time.monotonic() >= look_at:
                 look_at = time.monotonic() + _LOOK_SECONDS
                 self._look()
-        self._ring.consume()
+        end = time.monotonic() + _FINISH_SECONDS
+        while self._ring.consume(_BATCH) == _BATCH and time.monotonic() < end:
+            pass
         self._look()
         self._write_notices()
         self._writer.close()
@@ -99,15 +106,20 @@ class Scribe(threading.Thread):
         )
 
     def _write(self, found: Finding | Notice) -> None:
-        """Write, however long it takes; never raises."""
-        self._echo(found)
+        """Write, however long it takes; never raises: what raised inside of a
+        ring's callback would be a finding lost.
+        """
+        with contextlib.suppress(OSError, ValueError):  # a reader that went away
+            self._echo(found)
         while True:
             try:
                 self._writer.write(found, 1.0)
             except JournalError as error:
                 if not self.trouble:
-                    sys.stderr.write(f"guardd: {error.report()}\n")
+                    with contextlib.suppress(OSError, ValueError):
+                        sys.stderr.write(f"guardd: {error.report()}\n")
                 self.trouble = str(error)
+                time.sleep(_AGAIN_SECONDS)
                 continue
             self.trouble = ""
             self.written += 1
