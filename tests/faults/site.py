@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -29,7 +30,7 @@ _numbers = itertools.count()
 
 # Kinds of finding that stand for one judged connect().
 CONNECTS = ("denied", "would-deny", "redirected", "allowed", "local")
-READ_FIELDS = "KIND CONNECTION COUNT LOST_RING SRC_PORT DST_PORT PID".split()
+READ_FIELDS = ("KIND", "CONNECTION", "COUNT", "LOST_RING")
 
 
 def policy(
@@ -146,9 +147,8 @@ class Guardd:
         self.until(lambda: "READY=1" in self.messages, "READY=1")
         return self
 
-    def until(self, done: object, what: str, limit: float = 30) -> None:
+    def until(self, done: Callable[[], object], what: str, limit: float = 30) -> None:
         """Wait for a condition; guardd must not end meanwhile."""
-        assert callable(done)
 
         def condition() -> bool:
             ended = self.process.poll()
@@ -244,7 +244,7 @@ class Site:
     ) -> subprocess.Popen[str]:
         """Start connects from inside the cgroup; 0: until SIGTERM."""
         load = subprocess.Popen(
-            [program or self.connects, self.cgroup, "0"]
+            [str(program or self.connects), str(self.cgroup), "0"]
             + [str(self.port), str(count), str(pause_us)],
             stdout=subprocess.PIPE,
             text=True,

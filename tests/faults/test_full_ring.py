@@ -47,7 +47,8 @@ def test_lost_ends_of_connections_are_told(site: Site) -> None:
     assert len(ledger.findings) + ledger.lost == 1000
     assert site.count(Counter.LOST_CLOSED) > 100
     closed = sum(entry["KIND"] == "closed" for entry in site.entries())
-    assert closed + site.count(Counter.LOST_CLOSED) == 1000 - ledger.kernel_lost
+    # the end of a connection whose beginning was lost is told all the same
+    assert closed + site.count(Counter.LOST_CLOSED) == 1000
     [lost] = [entry for entry in site.entries() if entry["KIND"] == "lost"]
     assert "ends of connections" in lost["MESSAGE"]
 
@@ -78,4 +79,3 @@ def test_a_flood_does_not_keep_guardd_from_telling_or_ending(site: Site) -> None
     site.write_policy(policy(site.port))
     ledger = site.settled(site.start())
     assert ledger.accounted == ledger.judged, summary([ledger])
-
