@@ -10,7 +10,10 @@ wrote it, never because of a field of ours: see query.py.
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
+import os
 import re
 import select
 import socket
@@ -54,6 +57,9 @@ _KINDS = {kind.value: kind for kind in Kind}
 
 # journald drops longer names (64 with the prefix) and other letters unasked.
 _FIELD_NAME = re.compile("[A-Z0-9][A-Z0-9_]{0,53}")
+_SEALS = (
+    fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
+)
 _REMEDY = "is journald running? systemctl status systemd-journald"
 
 
@@ -253,7 +259,7 @@ class JournalWriter:
         deadline = 0.0
         while True:
             try:
-                self._connected().send(datagram, socket.MSG_DONTWAIT)
+                self._send(datagram)
                 return
             except (BlockingIOError, InterruptedError):
                 trouble = "journald does not read its socket"
@@ -271,6 +277,20 @@ class JournalWriter:
             if now >= deadline:
                 raise JournalError(trouble, hint=_REMEDY)
             self._wait(deadline - now)
+
+    def _send(self, datagram: bytes) -> None:
+        link = self._connected()
+        try:
+            link.send(datagram, socket.MSG_DONTWAIT)
+        except OSError as error:
+            if error.errno != errno.EMSGSIZE:
+                raise
+            # The protocol's way for what is larger than a datagram.
+            with open(os.memfd_create("entry", os.MFD_ALLOW_SEALING), "wb") as file:
+                file.write(datagram)
+                file.flush()
+                fcntl.fcntl(file, fcntl.F_ADD_SEALS, _SEALS)
+                socket.send_fds(link, [b""], [file.fileno()], socket.MSG_DONTWAIT)
 
     def _connected(self) -> socket.socket:
         if self._socket is None:

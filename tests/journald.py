@@ -26,6 +26,7 @@ PROGRAM = "/lib/systemd/systemd-journald"
 RUNTIME = Path("/run/systemd/journal")  # systemd-journald.service(8)
 VOLATILE = Path("/run/log/journal")
 LOCKS = Path("/run/lock")
+SYNC = signal.SIGRTMIN + 1  # systemd-journald.service(8)
 LIMIT = 30.0  # seconds to wait for anything journald is asked to do
 
 # Audit= empty: started by hand with the default it would switch the kernel's
@@ -99,11 +100,16 @@ class Journald:
             + ["sh", "-ec", f"{script} && exec {PROGRAM}"],
             start_new_session=True,
         )
-        until(lambda: self._alive() and served(self.socket), "journald's start")
+        until(self._ready, "journald's start")
 
-    def _alive(self) -> bool:
+    def _ready(self) -> bool:
+        """Tell whether it serves its socket and waits for our signals."""
         assert self._process and self._process.poll() is None, "journald has ended"
-        return True
+        # It blocks what it reads by signalfd(2), last of all; before that a
+        # signal would be its end.
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        blocked = int(status.partition("SigBlk:")[2].split()[0], 16)
+        return bool(blocked >> (SYNC - 1) & 1) and served(self.socket)
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
         """End it, by SIGTERM after it wrote what it had, and wait for that."""
@@ -123,7 +129,7 @@ class Journald:
 
     def sync(self) -> None:
         """Wait until all that was sent before is in the files."""
-        self._ask(signal.SIGRTMIN + 1, "synced")
+        self._ask(SYNC, "synced")
 
     def rotate(self) -> None:
         """Make it archive its files and begin new ones."""
@@ -132,9 +138,11 @@ class Journald:
     def _ask(self, number: int, answer: str) -> None:
         """Signal it and wait for the stamp it then writes."""
         stamp = self.runtime / answer
-        before = stamp.stat().st_mtime_ns if stamp.exists() else 0
+        before = stamp.read_bytes() if stamp.exists() else b""
         os.kill(self.pid, number)
-        until(lambda: stamp.exists() and stamp.stat().st_mtime_ns != before, answer)
+        until(
+            lambda: stamp.exists() and stamp.read_bytes() not in (b"", before), answer
+        )
 
     def __enter__(self) -> Journald:
         self.start()
