@@ -68,6 +68,8 @@ def only_one(pin_dir: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        with contextlib.suppress(OSError):  # not empty: a guard is pinned there
+            pin_dir.rmdir()
         os.close(folder)
 
 

@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""load, status, unload, policy apply: in force or not, and never half."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from guard.force import only_one
+from guard.kernel import HOOKS, Guard
+from tests.lab.lab import wait_until
+from tests.verbs.conftest import ENFORCE, OBSERVE, Site
+
+NOT_LOADED, BAD_POLICY, TEMPORARY = 69, 78, 75  # sysexits.h, see guard/errors.py
+
+
+def test_load_denies_and_unload_opens(site: Site) -> None:
+    assert not site.denied()
+    assert site.ctl("status").status == NOT_LOADED
+    assert site.load().status == 0
+    assert site.denied()
+    assert site.ctl("status").status == 0
+    assert site.ctl("unload").status == 0
+    assert not site.denied()
+    assert site.ctl("status").status == NOT_LOADED
+    assert not site.world.pin_dir.exists()
+
+
+def test_observe_is_in_force_and_denies_nothing(site: Site) -> None:
+    site.policy.write_text(OBSERVE)
+    site.load()
+    assert not site.denied()
+    state = json.loads(site.ctl("status", "--json").text)
+    assert state["in_force"]
+    assert state["mode"] == "observe"
+    assert state["counters"]["would_deny"] == 1
+    assert state["unaccounted"] == 0
+
+
+def test_status_says_what_is_missing(site: Site) -> None:
+    site.load()
+    Guard(site.world.pin_dir).link_path("guard_connect6").unlink()
+    answer = site.ctl("status")
+    assert answer.status == NOT_LOADED
+    assert "NOT IN FORCE" in answer.text
+    assert "guard_connect6" in answer.text
+
+
+def test_a_bad_policy_loads_nothing(site: Site) -> None:
+    site.policy.write_text('mode = "enforcing"\n')
+    answer = site.load()
+    assert answer.status == BAD_POLICY
+    assert str(site.policy) in answer.text
+    assert not site.world.pin_dir.exists()
+    assert not site.denied()
+
+
+def test_a_cgroup_that_is_not_there_loads_nothing(site: Site) -> None:
+    answer = site.ctl("load", "--policy", str(site.policy), "--cgroup", "/nowhere")
+    assert answer.status == 71
+    assert "/nowhere" in answer.text
+    assert not site.world.pin_dir.exists()
+
+
+def test_a_pin_dir_off_the_bpf_file_system_is_refused(
+    site: Site, tmp_path: Path
+) -> None:
+    site.world.pin_dir = tmp_path / "pins"
+    answer = site.load()
+    assert answer.status == 71
+    assert "not on a BPF file system" in answer.text
+    assert not site.world.pin_dir.exists()
+
+
+def test_a_second_load_swaps_programs_and_keeps_counters(site: Site) -> None:
+    site.load()
+    assert site.denied()
+    guard = Guard(site.world.pin_dir)
+    before = {link.name: link.program_id for link in guard.attachments()}
+    assert site.load().status == 0
+    after = {link.name: link.program_id for link in guard.attachments()}
+    assert before.keys() == after.keys() == HOOKS.keys()
+    assert not set(before.values()) & set(after.values())
+    state = json.loads(site.ctl("status", "--json").text)
+    assert state["counters"]["denied"] == 1
+
+
+def test_a_second_load_with_a_bad_policy_keeps_the_rows(site: Site) -> None:
+    site.load()
+    site.policy.write_text("mode = 1\n")
+    assert site.load().status == BAD_POLICY
+    assert site.denied()
+    assert site.ctl("status").status == 0
+
+
+def test_a_load_that_died_half_way_is_begun_anew(site: Site) -> None:
+    site.load()
+    guard = Guard(site.world.pin_dir)
+    guard.detach()
+    (guard.home / "judge").unlink()  # pinned last, so this load never ended
+    assert site.ctl("status").status == NOT_LOADED
+    assert site.load().status == 0
+    assert site.denied()
+
+
+def test_apply_without_guardd_puts_a_file_in_force(site: Site) -> None:
+    site.load()
+    draft = site.policy.with_name("draft.toml")
+    draft.write_text(OBSERVE)
+    assert site.ctl("policy", "apply", str(draft)).status == 0
+    assert not site.denied()
+    assert site.policy.read_text() == OBSERVE
+    assert os.listdir(site.policy.parent).sort() == ["draft.toml", "policy.toml"].sort()
+
+
+def test_apply_of_a_bad_file_changes_nothing(site: Site) -> None:
+    site.load()
+    draft = site.policy.with_name("draft.toml")
+    draft.write_text("ports = [0]\n")
+    answer = site.ctl("policy", "apply", str(draft))
+    assert answer.status == BAD_POLICY
+    assert "draft.toml:1" in answer.text
+    assert site.policy.read_text() == ENFORCE
+    assert site.denied()
+
+
+def test_apply_with_guardd_waits_until_it_is_in_force(site: Site) -> None:
+    guardd = subprocess.Popen(
+        [sys.executable, "-m", "guard.daemon"]
+        + ["--policy", str(site.policy), "--cgroup", str(site.world.guarded)]
+        + ["--pin-dir", str(site.world.pin_dir)]
+    )
+    try:
+        wait_until(lambda: site.ctl("status").status == 0, "guardd in force")
+        wait_until(lambda: "pid" in Guard(site.world.pin_dir).about(), "its pid")
+        assert site.denied()
+        site.policy.write_text(OBSERVE)
+        assert site.ctl("policy", "apply").status == 0
+        assert not site.denied()
+        assert site.ctl("unload").status == TEMPORARY  # while guardd runs
+        assert site.ctl("load", "--policy", str(site.policy)).status == TEMPORARY
+    finally:
+        guardd.terminate()
+        assert guardd.wait(20) == 0
+    state = json.loads(site.ctl("status", "--json").text)
+    assert state["in_force"]
+    assert state["guardd"]["pid"] is None
+
+
+def test_a_pid_that_is_another_process_by_now_is_not_signalled(site: Site) -> None:
+    site.load()
+    bystander = subprocess.Popen(["sleep", "60"])  # SIGHUP would end it
+    try:
+        guard = Guard(site.world.pin_dir)
+        guard.set_about(pid=bystander.pid, pid_started=1.0)
+        assert site.ctl("policy", "apply").status == 0
+        assert bystander.poll() is None
+    finally:
+        bystander.kill()
+        bystander.wait()
+
+
+@pytest.mark.parametrize("verb", ["load", "unload"])
+def test_only_one_process_changes_a_guard(site: Site, verb: str) -> None:
+    site.load()
+    with only_one(site.world.pin_dir):
+        answer = site.ctl(verb)
+    assert answer.status == TEMPORARY
+    assert site.ctl("status").status == 0
+
+
+@pytest.mark.parametrize("verb", ["status", "verify", "unload", "policy apply"])
+def test_without_a_guard_verbs_say_what_to_do(site: Site, verb: str) -> None:
+    answer = site.ctl(*verb.split())
+    assert answer.status == NOT_LOADED
+    assert "guardctl load" in answer.text
