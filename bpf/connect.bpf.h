@@ -16,6 +16,12 @@ static __always_inline int unguarded(u32 port)
 	return control.unguarded[port >> 6] >> (port & 63) & 1;
 }
 
+static __always_inline int unfollowed(u32 port)
+{
+	port &= 0xffff;
+	return control.unfollowed[port >> 6] >> (port & 63) & 1;
+}
+
 static __always_inline void map_ipv4(u8 address[16], u32 ip4)
 {
 	u32 *word = (u32 *)address;
@@ -147,6 +153,7 @@ static __noinline int on_connect(struct bpf_sock_addr *ctx, struct where *where)
 	conn = bpf_sk_storage_get(&conns, ctx->sk, 0, 0);
 	if (conn)
 		flush_held(conn);
+	set_front(ctx->sk, REPORT_SILENT);
 
 	where->direction = direction_of(where->address);
 	judge_caller(ctx, policy, slot, where, &decision);
@@ -188,6 +195,7 @@ static __noinline int on_connect(struct bpf_sock_addr *ctx, struct where *where)
 		conn->report = REPORT_HELD;
 		count(COUNT_HELD);
 	}
+	copy_to_front(ctx->sk, conn);
 out:
 	if (refuse)
 		return REFUSE;

@@ -99,4 +99,38 @@ static __always_inline void flush_held(struct conn *conn)
 	send_connect(&conn->fold.first);
 }
 
+/*
+ * The socket that a program of Multipath TCP holds is in front of the one that
+ * connects. getpeername() and release see only that, so it carries a copy.
+ */
+static __always_inline struct conn *front_of(struct bpf_sock *sk, u64 flags)
+{
+	struct mptcp_sock *front;
+
+	if (!bpf_core_type_exists(struct mptcp_sock))
+		return 0;
+	front = bpf_skc_to_mptcp_sock(sk);
+	/* not for further paths, which the kernel opens by itself */
+	if (!front || BPF_CORE_READ(front, first) != (void *)sk)
+		return 0;
+	return bpf_sk_storage_get(&conns, front, 0, flags);
+}
+
+static __always_inline void set_front(struct bpf_sock *sk, u64 report)
+{
+	struct conn *front = front_of(sk, 0);
+
+	if (front)
+		front->report = report;
+}
+
+static __always_inline void copy_to_front(struct bpf_sock *sk,
+					  const struct conn *conn)
+{
+	struct conn *front = front_of(sk, BPF_LOCAL_STORAGE_GET_F_CREATE);
+
+	if (front)
+		bpf_probe_read_kernel(front, sizeof(*front), conn);
+}
+
 #endif

@@ -35,7 +35,8 @@ static __always_inline void packet_ends(struct bpf_sock_ops *ctx, int ip4,
 }
 
 static __always_inline int syn_about_to_leave(struct bpf_sock_ops *ctx,
-					      struct conn *conn)
+					      struct conn *conn,
+					      struct bpf_sock *sk)
 {
 	struct event *ev = &conn->fold.first;
 
@@ -46,6 +47,7 @@ static __always_inline int syn_about_to_leave(struct bpf_sock_ops *ctx,
 		count(COUNT_NO_OWNER);
 	if (conn->report == REPORT_HELD) {
 		conn->report = REPORT_SENT;
+		set_front(sk, REPORT_SENT);
 		count_by(COUNT_HELD, -1);
 		send_connect(ev);
 	}

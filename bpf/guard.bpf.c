@@ -7,8 +7,8 @@
  *  guard_peername4, 6  a redirected program sees the peer it asked for
  *  guard_release       report what was let pass and never sent a SYN
  *
- * Each begins with one compare of the port against control.unguarded: that is
- * all a connection to any other port pays.
+ * Each begins with one compare of the port against control.unguarded, or its like
+ * control.unfollowed: that is all a connection to any other port pays.
  */
 #include "byhand.bpf.h"
 #include "follow.bpf.h"
@@ -58,7 +58,7 @@ SEC("sockops") int guard_sockops(struct bpf_sock_ops *ctx)
 	struct bpf_sock *sk;
 	struct conn *conn;
 
-	if (unguarded(bpf_ntohl(ctx->remote_port)))
+	if (unfollowed(bpf_ntohl(ctx->remote_port)))
 		return 1;
 	if (ctx->op != BPF_SOCK_OPS_TCP_CONNECT_CB &&
 	    ctx->op != BPF_SOCK_OPS_STATE_CB)
@@ -70,7 +70,7 @@ SEC("sockops") int guard_sockops(struct bpf_sock_ops *ctx)
 	if (!conn)
 		return 1;
 	if (ctx->op == BPF_SOCK_OPS_TCP_CONNECT_CB)
-		return syn_about_to_leave(ctx, conn);
+		return syn_about_to_leave(ctx, conn, sk);
 	if (ctx->args[1] == BPF_TCP_ESTABLISHED)
 		return established(conn);
 	if (ctx->args[1] == BPF_TCP_CLOSE)
@@ -83,7 +83,7 @@ static __always_inline struct event *redirected(struct bpf_sock_addr *ctx)
 {
 	struct conn *conn;
 
-	if (unguarded(bpf_ntohs(ctx->user_port)) || ctx->type != SOCK_STREAM)
+	if (unfollowed(bpf_ntohs(ctx->user_port)) || ctx->type != SOCK_STREAM)
 		return 0;
 	conn = bpf_sk_storage_get(&conns, ctx->sk, 0, 0);
 	return conn && conn->fold.first.via.port ? &conn->fold.first : 0;

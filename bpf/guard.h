@@ -207,6 +207,11 @@ struct control {
 	unsigned long long home_netns; /* cookie of the guard's own */
 	/* bit set: the port is not guarded. Zero-filled: every port is. */
 	unsigned long long unguarded[65536 / 64];
+	/*
+	 * bit set: no connection to the port is followed. Bits are only cleared:
+	 * the ports of all policies so far, and those redirected to.
+	 */
+	unsigned long long unfollowed[65536 / 64];
 };
 
 /* ---- what the kernel writes */

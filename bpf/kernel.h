@@ -168,6 +168,10 @@ struct tcp_sock {
 	u64 bytes_retrans;
 };
 
+struct mptcp_sock {
+	struct sock *first;
+};
+
 #pragma clang attribute pop
 
 #endif

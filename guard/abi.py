@@ -236,6 +236,7 @@ class Control(c.Structure):
         ("abi", c.c_uint32),
         ("home_netns", c.c_uint64),
         ("unguarded", c.c_uint64 * (65536 // 64)),
+        ("unfollowed", c.c_uint64 * (65536 // 64)),
     ]
 
 

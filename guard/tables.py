@@ -152,6 +152,7 @@ class Tables:
         # one of them names is judged by that one or not at all.
         control = self.control()
         before = guarded_ports(control)
+        _follow(control, rows)
         unguard(control, (before & rows.ports) if before != ALL_PORTS else rows.ports)
         self.map("control").put(KEY0, bytes(control))
         control.slot = slot
@@ -252,18 +253,41 @@ def row_slot(key: ctypes.Structure) -> int:
 
 def guarded_ports(control: abi.Control) -> frozenset[int]:
     """Give the TCP ports whose connects are judged."""
+    return _clear_bits(control.unguarded)
+
+
+def unguard(control: abi.Control, ports: frozenset[int]) -> None:
+    """Mark every port but these as not guarded."""
+    _set_all_but(control.unguarded, ports)
+
+
+def _follow(control: abi.Control, rows: Rows) -> None:
+    """Follow connections to the policy's ports, and to where it redirects.
+
+    What a former policy let pass is followed to its end as well.
+    """
+    before = _clear_bits(control.unfollowed)
+    targets = {
+        int(target.port)
+        for target in (rows.policy.redirect4, rows.policy.redirect6)
+        if target.set
+    }
+    now = rows.ports | targets
+    _set_all_but(control.unfollowed, now | before if before != ALL_PORTS else now)
+
+
+def _clear_bits(words: ctypes.Array[ctypes.c_uint64]) -> frozenset[int]:
     return frozenset(
         64 * index + bit
-        for index, word in enumerate(control.unguarded)
+        for index, word in enumerate(words)
         if word != 2**64 - 1
         for bit in range(64)
         if not word >> bit & 1
     )
 
 
-def unguard(control: abi.Control, ports: frozenset[int]) -> None:
-    """Mark every port but these as not guarded."""
-    words = [2**64 - 1] * len(control.unguarded)
+def _set_all_but(words: ctypes.Array[ctypes.c_uint64], ports: frozenset[int]) -> None:
+    for index in range(len(words)):
+        words[index] = 2**64 - 1
     for port in ports:
         words[port >> 6] &= ~(1 << (port & 63))
-    control.unguarded[:] = words
