@@ -224,7 +224,7 @@ class Table:
         wide = f"{'OUTCOME':<9} {'UNIT':<18} " if self.wide else ""
         return (
             f"{'TIME':<14} {'VERDICT':<10} {'PID':>7} {'USER':<8} "
-            f"{'TO':<19} {wide}PROGRAM, DIRECTORY"
+            f"{'TO':<19} {wide}PROGRAM, CWD"
         )
 
     def line(self, finding: Finding) -> str:

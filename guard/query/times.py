@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 import time
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from guard.errors import BadQuery
 
@@ -88,11 +88,9 @@ def _date(text: str, now: int) -> datetime:
     if _CLOCK.fullmatch(text):
         return datetime.fromisoformat(f"{midnight:%Y-%m-%d} {_padded(text)}")
     text = _WEEKDAY.sub("", text, count=1)
-    return (
-        datetime.fromisoformat(text.removesuffix(" UTC") + "+00:00")
-        if (text.endswith(" UTC") and ":" in text)
-        else datetime.fromisoformat(text)
-    )
+    if text.endswith(" UTC"):
+        return datetime.fromisoformat(text.removesuffix(" UTC")).replace(tzinfo=UTC)
+    return datetime.fromisoformat(text)
 
 
 def _padded(clock: str) -> str:

@@ -62,7 +62,7 @@ def guardctl(
     *argv: str | Path, columns: int = 80, **kwargs: object
 ) -> subprocess.CompletedProcess[str]:
     """Run guardctl as a user would, in a terminal so wide."""
-    return subprocess.run(
+    done: subprocess.CompletedProcess[str] = subprocess.run(
         [sys.executable, "-m", "guard.cli.main", *map(str, argv)],
         cwd=CHECKOUT,
         env=os.environ | {"COLUMNS": str(columns), "TZ": "Europe/Berlin"},
@@ -71,3 +71,4 @@ def guardctl(
         timeout=60,
         **kwargs,  # type: ignore[call-overload]
     )
+    return done

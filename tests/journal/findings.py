@@ -147,7 +147,7 @@ findings = st.builds(
 )
 notices = st.builds(
     Notice,
-    kind=st.sampled_from(sorted(NOTICES, key=lambda kind: kind.value)),
+    kind=st.sampled_from([kind for kind in Kind if kind in NOTICES]),
     time_us=_time,
     message=st.text("abc \n:", max_size=40),
     priority=st.integers(0, 7),

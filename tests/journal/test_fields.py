@@ -173,7 +173,7 @@ def test_a_torn_entry_is_read_or_refused(
         assert str(error).isprintable()
     else:
         # What passes must be writable and readable again, so harmless to the CLI.
-        assert read(entry(found)) == found
+        assert lines(read(entry(found))) == lines(found)
 
 
 def test_ancestors_and_arguments_are_json() -> None:

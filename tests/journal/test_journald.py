@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -185,7 +186,8 @@ def test_forged_entries_are_not_shown(journald: Journald, store: Store) -> None:
     send_as(0, journald, dataclasses.replace(forged, connection="control"))
     journal = store(finding(uid=1234, connection="genuine"))
     assert connections_in(journald) == ["forged", "control", "genuine"]
-    for question in ({}, {"uids": (1234,)}, {"newest_first": True}):
+    questions: list[dict[str, Any]] = [{}, {"uids": (1234,)}, {"newest_first": True}]
+    for question in questions:
         answer = {row.connection for row in rows(journal, **question)}
         assert answer == {"control", "genuine"}
 
