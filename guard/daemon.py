@@ -9,6 +9,7 @@ opens a port: programs and maps are pinned and stay in force.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import selectors
 import signal
@@ -23,8 +24,9 @@ from guard import __version__, kernel
 from guard.abi import Counter
 from guard.errors import GuardError, KernelError, NotRoot, PolicyError
 from guard.filewatch import FileWatch
-from guard.finding import Finding, Notice
+from guard.finding import Finding, Kind, Notice
 from guard.force import (
+    brief,
     bring_up,
     only_one,
     policy_notice,
@@ -52,6 +54,7 @@ class Daemon:
         self._selector = selectors.DefaultSelector()
         self._signals: set[int] = set()
         self._naming = Naming()
+        self._detached = ""  # why the guard is not in force; "" when it is
 
     def start(self) -> None:
         """Put the guard in force. Raises GuardError, with nothing half done."""
@@ -111,7 +114,10 @@ class Daemon:
 
     def _on_addresses(self) -> None:
         self._addresses.drain()
-        self._guard.set_hosts(own_addresses())
+        try:
+            self._guard.set_hosts(own_addresses())
+        except KernelError as error:  # E2BIG: those that fit are in
+            sys.stderr.write(f"guardd: addresses of this host: {error.report()}\n")
 
     def _on_files(self) -> None:
         """Follow an executable that was replaced, an account that was made.
@@ -145,13 +151,41 @@ class Daemon:
             self._apply(policy)
         except (PolicyError, KernelError) as error:
             self._scribe.tell(refusal_notice(error, path))
-            self._guard.set_about(refused=str(error)[:1024], attempt=attempt)
+            self._guard.set_about(refused=brief(error), attempt=attempt)
         else:
             self._scribe.tell(policy_notice(policy, path))
             self._guard.set_about(refused=None, attempt=attempt)
         sd.notify("READY=1")
 
+    def _stay_attached(self) -> None:
+        """Attach again what somebody detached, or say that it cannot be done.
+
+        Not by guardctl unload, which is refused while we run: by removing pins, or
+        the cgroup.
+        """
+        attached = {link.name for link in self._guard.attachments() if link.cgroup_id}
+        gone = [hook for hook in kernel.HOOKS if hook not in attached]
+        if not gone:
+            return
+        known, self._detached = self._detached, ""
+        try:
+            self._guard.attach(self._options.cgroup)
+            text = "attached again"
+        except KernelError as error:
+            self._detached = str(error)
+            text = f"NOT IN FORCE ({error}); to load it again, restart guardd"
+        if not known or not self._detached:
+            self._scribe.tell(
+                Notice(
+                    Kind.UNLOADED if self._detached else Kind.LOADED,
+                    time.time_ns() // 1000,
+                    f"somebody detached {', '.join(gone)}: {text}",
+                    priority=2,
+                )
+            )
+
     def _tick(self) -> None:
+        self._stay_attached()
         counters = self._guard.counters()
         about = self._guard.about()
         mode = self._guard.mode.name.lower()
@@ -160,6 +194,8 @@ class Daemon:
             f"{counters[Counter.DENIED]} denied",
             f"{counters[Counter.LOST_RING]} lost",
         ]
+        if self._detached:
+            parts.insert(0, f"NOT IN FORCE: {self._detached}")
         if about.get("refused"):
             parts.append("new policy refused, the old one is in force")
         if self._scribe.trouble:
@@ -248,14 +284,15 @@ def main(arguments: list[str] | None = None) -> None:
             options.cgroup = kernel.find_cgroup2()
         daemon = Daemon(options)
         daemon.start()
+        daemon.run()
     except GuardError as error:
         sys.stderr.write(f"guardd: {error.report()}\n")
         sd.notify(f"STATUS={error}\nERRNO=1")
         raise SystemExit(error.exit_status) from None
-    daemon.run()
     daemon.stop()
     # not sys.exit: a scribe that hangs must not be waited for, see Scribe.stop
-    sys.stdout.flush()
+    with contextlib.suppress(OSError):  # nobody reads it any more
+        sys.stdout.flush()
     os._exit(0)
 
 

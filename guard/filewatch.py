@@ -13,6 +13,8 @@ import os
 import struct
 from pathlib import Path
 
+from guard.errors import KernelError
+
 # linux/inotify.h
 _IN_ATTRIB = 0x4
 _IN_CLOSE_WRITE = 0x8
@@ -43,11 +45,14 @@ class FileWatch:
     """Becomes readable when something happened to one of its files."""
 
     def __init__(self) -> None:
-        """Watch nothing yet. Raises OSError, EMFILE when inotify is used up."""
+        """Watch nothing yet. Raises KernelError, EMFILE when inotify is used up."""
         self._fd: int = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
         if self._fd < 0:
-            error = ctypes.get_errno()
-            raise OSError(error, f"inotify_init1: {os.strerror(error)}")
+            raise KernelError(
+                "cannot watch files: inotify_init1",
+                ctypes.get_errno(),
+                hint="sysctl fs.inotify.max_user_instances=1024",
+            )
         self._names: dict[int, set[bytes]] = {}
         self._paths: frozenset[Path] = frozenset()
 

@@ -122,7 +122,7 @@ def bring_up(
             cgroup=str(cgroup),
             version=__version__,
             loaded=guard.about().get("loaded", time.time()),
-            refused=str(refused)[:1024] if refused else None,
+            refused=brief(refused) if refused else None,
         )
     except BaseException:
         if not adopted:  # a version before ours may be in force: it stays
@@ -173,6 +173,14 @@ def abandoned_notice(size: int) -> Notice:
         priority=3,
         fields={"ABANDONED": str(size)},
     )
+
+
+def brief(error: GuardError) -> str:
+    """Give an error for the guard's record, which has no room for a long one.
+
+    ASCII, because the record is JSON: another letter would take six bytes.
+    """
+    return str(error).encode("ascii", "backslashreplace")[:1000].decode()
 
 
 def policy_notice(policy: Policy, path: Path) -> Notice:

@@ -52,8 +52,12 @@ class Attachment:
 
 
 def is_loaded(pin_dir: Path) -> bool:
-    """Tell whether a guard of this contract version is pinned there."""
-    return (pin_dir / f"v{abi.ABI}" / "judge").exists()
+    """Tell whether a whole guard of this contract version is pinned there.
+
+    One that lacks a pin is loaded anew, beside what is in force meanwhile.
+    """
+    home = pin_dir / f"v{abi.ABI}"
+    return all((home / pin).exists() for pin in (*MAPS.values(), *HAND_RUN))
 
 
 def find_cgroup2() -> Path:
@@ -165,6 +169,8 @@ class Guard(Tables):
                 if ring_bytes is not None:
                     obj.set_max_entries("ring", ring_bytes)
                 obj.load()
+                if fresh:
+                    _begin(home)
                 for name in (*HOOKS, *HAND_RUN):
                     # pinned under another name first: a rename has no gap
                     staged = home / f"{name}_new"
@@ -172,8 +178,6 @@ class Guard(Tables):
                     libbpf.pin(obj.program(name), staged)
                     staged.rename(home / name)
             guard = cls(pin_dir)
-            if fresh:
-                guard._begin()
         except BaseException:
             if fresh:
                 _remove(home)
@@ -191,34 +195,25 @@ class Guard(Tables):
                     self.abandoned += libbpf.ring_backlog(ring)
                 _remove(folder)
 
-    def _begin(self) -> None:
-        """Set what a new set of maps starts from."""
-        control = abi.Control(abi=abi.ABI, home_netns=netns_cookie())
-        self.map("control").put(KEY0, bytes(control))
-        # so that numbers of connections go on rising over an unload and a load
-        connection = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-        self.map("state").put(KEY0, struct.pack("=QQ", 1, connection))
-
     def attach(self, cgroup: Path) -> None:
         """Put the loaded programs in force, the policy's rows being in place.
 
         Links that exist get the new programs by LINK_UPDATE, so that nothing
-        slips by, and stay where they are; the others are made at the cgroup2
-        folder and pinned. Raises KernelError; links that this call made are then
-        taken back: half a guard is none.
+        slips by; the others are made at the cgroup2 folder and pinned. Raises
+        KernelError, also for links that are at another folder; links that this
+        call made are then taken back: half a guard is none.
         """
-        try:
-            folder = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY)
-        except OSError as error:
-            raise KernelError(f"cannot open {cgroup}", error.errno or 0) from None
+        folder = _open_cgroup(cgroup)
         made: list[Path] = []
         try:
+            live = self._links_at(folder, cgroup)
             for hook, attach_type in HOOKS.items():
                 with _opened(self.home / hook) as program:
-                    if self.link_path(hook).exists():
+                    if hook in live:
                         with _opened(self.link_path(hook)) as link:
                             libbpf.swap(link, program)
                         continue
+                    self.link_path(hook).unlink(missing_ok=True)
                     with _closing(libbpf.attach(program, folder, attach_type)) as link:
                         libbpf.pin(link, self.link_path(hook))
                     made.append(self.link_path(hook))
@@ -229,6 +224,23 @@ class Guard(Tables):
         finally:
             os.close(folder)
         self._retire_others()
+
+    def _links_at(self, folder: int, cgroup: Path) -> set[str]:
+        """Give the hooks whose links are attached at an open cgroup2 folder.
+
+        A link outlives its cgroup, attached nowhere (cgroup id 0): not among
+        them. Raises KernelError for one that is attached elsewhere.
+        """
+        # the inode number of a cgroup2 folder is its cgroup id (kernfs, 64 bit)
+        here = os.fstat(folder).st_ino
+        links = {link.name: link.cgroup_id for link in self.attachments()}
+        if {*links.values()} - {0, here}:
+            raise KernelError(
+                f"the guard is attached to another cgroup than {cgroup}",
+                errno.EBUSY,
+                hint="name that one, or take the guard out first: guardctl unload",
+            )
+        return {name for name, at in links.items() if at}
 
     def forget(self) -> None:
         """Take back a load(): what is attached stays as it is."""
@@ -271,6 +283,32 @@ def _closing(fd: int) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
+
+
+def _begin(home: Path) -> None:
+    """Set what a new set of maps starts from, before the guard counts as whole."""
+    control = abi.Control(abi=abi.ABI, home_netns=netns_cookie())
+    # so that numbers of connections go on rising over an unload and a load
+    connection = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    start = {"control": bytes(control), "state": struct.pack("=QQ", 1, connection)}
+    for name, value in start.items():
+        with _opened(home / name) as table:
+            libbpf.Map(table).put(KEY0, value)
+
+
+def _open_cgroup(cgroup: Path) -> int:
+    """Open a cgroup2 folder; the caller owns the descriptor."""
+    hint = f"name a folder of cgroup v2, mounted at {find_cgroup2()}"
+    try:
+        folder = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        what = f"cannot open {cgroup}"
+        raise KernelError(what, error.errno or 0, hint=hint) from None
+    if not (cgroup / "cgroup.controllers").exists():  # cgroups(7): only in v2
+        os.close(folder)
+        what = f"{cgroup} is no cgroup2 folder"
+        raise KernelError(what, errno.EINVAL, hint=hint)
+    return folder
 
 
 def _opened(path: Path) -> contextlib.AbstractContextManager[int]:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 
 from guard.abi import Counter
-from guard.errors import JournalError, TornEvent
+from guard.errors import GuardError, JournalError, TornEvent
 from guard.event import Event
 from guard.finding import Finding, Kind, Notice
 from guard.journal import JournalWriter
@@ -77,13 +77,19 @@ class Scribe(threading.Thread):
             self._write_notices()
             if time.monotonic() >= look_at:
                 look_at = time.monotonic() + _LOOK_SECONDS
-                self._look()
+                self._look_or_complain()
         end = time.monotonic() + _FINISH_SECONDS
         while self._ring.consume(_BATCH) == _BATCH and time.monotonic() < end:
             pass
-        self._look()
+        self._look_or_complain()
         self._write_notices()
         self._writer.close()
+
+    def _look_or_complain(self) -> None:
+        try:
+            self._look()
+        except GuardError as error:  # pins removed before their first use
+            self._complain(error)
 
     def _look(self) -> None:
         for repeats in finished_repeats(self._guard, self._everything):
@@ -115,15 +121,18 @@ class Scribe(threading.Thread):
             try:
                 self._writer.write(found, 1.0)
             except JournalError as error:
-                if not self.trouble:
-                    with contextlib.suppress(OSError, ValueError):
-                        sys.stderr.write(f"guardd: {error.report()}\n")
-                self.trouble = str(error)
+                self._complain(error)
                 time.sleep(_AGAIN_SECONDS)
                 continue
             self.trouble = ""
             self.written += 1
             return
+
+    def _complain(self, error: GuardError) -> None:
+        if not self.trouble:
+            with contextlib.suppress(OSError, ValueError):
+                sys.stderr.write(f"guardd: {error.report()}\n")
+        self.trouble = str(error)
 
 
 def _loss_notice(news: dict[Counter, int]) -> Notice:
