@@ -98,8 +98,10 @@ class Ledger:
 class Guardd:
     """One run of guardd in the foreground, as a process of its own."""
 
-    def __init__(self, site: Site, *options: str, **more: str) -> None:
-        """Start it; more: a policy file, cgroup or pin_dir other than the site's."""
+    def __init__(self, site: Site, *options: str, **more: str | bool) -> None:
+        """Start it; more: policy, cgroup or pin_dir instead of the site's, netns for
+        a network namespace of its own, output="closed pipe".
+        """
         number = next(_numbers)
         self.messages: list[str] = []  # of sd_notify(3)
         path = site.folder / f"notify-{number}"
@@ -108,20 +110,25 @@ class Guardd:
         threading.Thread(target=self._listen, daemon=True).start()
         self.log = site.folder / f"guardd-{number}.log"
         argv = [sys.executable, "-m", "guard.daemon", "--foreground", *options]
-        argv += ["--policy", more.get("policy", str(site.policy_file))]
-        argv += ["--cgroup", more.get("cgroup", str(site.cgroup))]
-        argv += ["--pin-dir", more.get("pin_dir", str(site.pin_dir))]
+        argv += ["--policy", str(more.get("policy", site.policy_file))]
+        argv += ["--cgroup", str(more.get("cgroup", site.cgroup))]
+        argv += ["--pin-dir", str(more.get("pin_dir", site.pin_dir))]
         # its own /run/systemd/journal: the one place where guardd writes to
         script = f'mount --bind "$0" {RUNTIME} && exec "$@"'
+        spaces = ["--mount", "--propagation", "private"]
+        if more.get("netns"):
+            spaces.append("--net")
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                ["unshare", "--mount", "--propagation", "private"]
-                + ["sh", "-ec", script, str(site.journald.runtime), *argv],
+                ["unshare", *spaces, "sh", "-ec", script]
+                + [str(site.journald.runtime), *argv],
                 cwd=CHECKOUT,
                 env={**os.environ, "NOTIFY_SOCKET": str(path)},
-                stdout=log,
-                stderr=subprocess.STDOUT,
+                stdout=subprocess.PIPE if "output" in more else log,
+                stderr=log,
             )
+        if self.process.stdout:
+            self.process.stdout.close()
         site.started.append(self)
 
     def _listen(self) -> None:
@@ -226,7 +233,7 @@ class Site:
         self.policy_file.write_text(text)
         self.policy_file.chmod(0o644)
 
-    def start(self, *options: str, **more: str) -> Guardd:
+    def start(self, *options: str, **more: str | bool) -> Guardd:
         """Start guardd and wait until it is in force."""
         return Guardd(self, *options, **more).ready()
 
@@ -251,6 +258,19 @@ class Site:
         )
         self._loads.append(load)
         return load
+
+    def tally(self, load: subprocess.Popen[str]) -> Tally:
+        """End a load and read its count."""
+        load.terminate()
+        self._loads.remove(load)
+        return Tally.of(load)
+
+    def install(self, program: Path) -> None:
+        """Put a copy of connects.c's program there as dpkg does: by a rename."""
+        program.parent.mkdir(exist_ok=True)
+        new = program.with_name(f"{program.name}.dpkg-new")
+        shutil.copy2(self.connects, new)
+        new.rename(program)
 
     def connect(self, count: int = 1, program: Path | None = None) -> Tally:
         """Make so many connects and give what became of them."""

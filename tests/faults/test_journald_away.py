@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""journald down, or not reading: findings wait in the kernel, guardd goes on."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable
+
+import pytest
+
+from guard import abi
+from tests.faults.site import Guardd, Site, policy
+
+ADDRESS = "198.51.100.7"  # RFC 5737
+
+
+def take_away(site: Site, how: str) -> Callable[[], None]:
+    """Make journald useless; gives what makes it useful again."""
+    if how == "slow":
+        site.journald.pause()
+        return site.journald.resume
+    site.journald.stop()
+    if how == "gone":
+        site.journald.socket.unlink(missing_ok=True)
+    return site.journald.start
+
+
+def in_trouble(site: Site, guardd: Guardd) -> int:
+    """Connect until guardd says that journald takes nothing; gives how often."""
+    denied = site.connect(500).denied  # more than a socket's queue holds
+    assert denied == 500
+    guardd.until(lambda: "does not take findings" in guardd.status, "the trouble")
+    return denied
+
+
+@pytest.mark.parametrize("how", ["down", "gone", "slow"])
+def test_findings_wait_and_guardd_goes_on(site: Site, how: str) -> None:
+    # in a network namespace of its own, so that an address can be added to it
+    guardd = site.start(netns=True)
+    bring_back = take_away(site, how)
+    denied = in_trouble(site, guardd)
+
+    site.write_policy(policy(site.port, allow="user = 0"))
+    guardd.reload()
+    assert site.connect(5).passed == 5, "a reload waits for journald"
+    site.write_policy(policy(site.port))
+    guardd.reload()
+    assert site.connect(5).denied == 5
+
+    add = ["ip", "address", "add", f"{ADDRESS}/32", "dev", "lo"]
+    key = abi.pack_address(ADDRESS)
+    assert not site.guard.map("hosts").get(key)
+    subprocess.run(
+        ["nsenter", "-t", str(guardd.process.pid), "--net", *add], check=True
+    )
+    guardd.until(lambda: site.guard.map("hosts").get(key), "the new address")
+
+    bring_back()
+    ledger = site.settled(guardd)
+    assert len(ledger.findings) == ledger.judged == denied + 10
+    assert ledger.doubles == ledger.lost == 0
+    guardd.until(lambda: "does not take" not in guardd.status, "the end of trouble")
+    guardd.until(lambda: site.ledger().kinds["policy-loaded"] == 3, "all notices")
+
+
+@pytest.mark.parametrize("how", ["gone", "slow"])
+def test_a_new_executable_is_followed_meanwhile(site: Site, how: str) -> None:
+    program = site.folder / "mta" / "smtp"
+    site.write_policy(policy(site.port, allow=f'exe = "{program}"'))
+    guardd = site.start()
+    bring_back = take_away(site, how)
+    in_trouble(site, guardd)
+    site.install(program)
+    guardd.until(lambda: site.connect(1, program).passed == 1, "the new program")
+    assert site.connect(1).denied == 1
+    bring_back()
+    assert site.settled(guardd).doubles == 0
+
+
+@pytest.mark.parametrize("how", ["down", "slow"])
+def test_sigterm_while_journald_hangs_ends_and_loses_nothing(
+    site: Site, how: str
+) -> None:
+    guardd = site.start()
+    bring_back = take_away(site, how)
+    in_trouble(site, guardd)
+    began = time.monotonic()
+    assert guardd.end() == 0
+    assert time.monotonic() - began < 7
+    assert "findings stay queued" in guardd.said()
+    assert "Traceback" not in guardd.said()
+    assert site.connect(100).denied == 100  # nobody reads the ring
+    bring_back()
+    ledger = site.settled(site.start())
+    assert len(ledger.findings) == ledger.judged == 600
+    assert ledger.doubles == ledger.lost == 0
+
+
+def test_killed_while_journald_hangs_loses_nothing(site: Site) -> None:
+    guardd = site.start()
+    site.journald.pause()
+    in_trouble(site, guardd)
+    guardd.process.kill()
+    guardd.process.wait()
+    site.journald.resume()
+    ledger = site.settled(site.start())
+    assert len(ledger.findings) == ledger.judged == 500
+    assert ledger.doubles == ledger.lost == 0
+
+
+def test_starting_without_journald_enforces(site: Site) -> None:
+    site.journald.stop()
+    guardd = site.start()
+    assert site.connect(10).denied == 10
+    site.journald.start()
+    assert len(site.settled(guardd).findings) == 10
+    assert site.ledger().kinds["loaded"] == 1
+
+
+def test_a_reader_of_standard_output_that_went_away_costs_no_finding(
+    site: Site,
+) -> None:
+    guardd = site.start(output="closed pipe")
+    assert site.connect(100).denied == 100
+    ledger = site.settled(guardd)
+    assert len(ledger.findings) == 100
+    assert guardd.end() == 0
