@@ -63,7 +63,8 @@ mount -t bpf bpf /sys/fs/bpf
 printf '%s\\n' >/etc/hosts '127.0.0.1 localhost' '::1 localhost' \
     '{HOST4} host.example.net' '{HOST6} host.example.net' \
     '{MX4} mx.example.org' '{MX6} mx.example.org'
-# Nobody answers there, at once: a lab has no name server.
+# Nobody answers there, at once: a lab has no name server. Often a link to /run.
+rm -f /etc/resolv.conf
 echo nameserver 127.0.0.1 >/etc/resolv.conf
 """
 HOST_NETWORK = f"""\

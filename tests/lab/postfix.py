@@ -51,7 +51,9 @@ class Postfix:
         lab.write("/etc/postfix/main.cf", MAIN_CF)
         lab.write("/etc/postfix/transport", TRANSPORT)
         lab.check(["cp", "/usr/share/postfix/master.cf.dist", "/etc/postfix/master.cf"])
-        lab.check(["chown", "postfix:postfix", "/var/lib/postfix"])
+        # The log too: postsuper(8) ends where it cannot write its warnings there.
+        lab.write(LOG, "")
+        lab.check(["chown", "postfix:postfix", "/var/lib/postfix", LOG])
 
     def start(self, unit: str = UNIT) -> None:
         """ExecStartPre= and ExecStart= of postfix@-.service, then wait for it.
