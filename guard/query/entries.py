@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pwd
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 # Not systemd.journal: its Reader converts every field of every entry in Python,
@@ -96,7 +96,7 @@ class Journal:
                 reader.seek_realtime(since_us)
             else:
                 reader.seek_head()
-            while reader._next():
+            while _step(reader._next):
                 if reader._get_realtime() > until_us:
                     return
                 yield _whole(reader)
@@ -110,7 +110,7 @@ class Journal:
                 reader.seek_tail()
             else:
                 reader.seek_realtime(until_us + 1)
-            while reader._previous():
+            while _step(reader._previous):
                 if reader._get_realtime() < since_us:
                     return
                 yield _whole(reader)
@@ -124,7 +124,7 @@ class Journal:
             reader.wait(0)  # watch the files before looking, or a new one is missed
             reader.seek_realtime(since_us)
             while True:
-                while reader._next():
+                while _step(reader._next):
                     yield _whole(reader)
                 yield None
                 reader.wait(1_000_000)
@@ -137,13 +137,23 @@ class Journal:
             self._finder.flush_matches()
             self._match(self._finder, matches)
         self._finder.seek_head()
-        return _whole(self._finder) if self._finder._next() else None
+        return _whole(self._finder) if _step(self._finder._next) else None
 
 
 def _whole(reader: Any) -> Entry:
     """Give the entry the reader stands at; an empty one where it is damaged."""
     try:
         entry: Entry = reader._get_all()
-    except OSError:  # EBADMSG: a file torn by a crash
-        return {}
+    except (OSError, ValueError):  # a file torn by a crash: EBADMSG, or a name
+        return {}  # that is not UTF-8, which python3-systemd trips over
     return entry
+
+
+def _step(move: Callable[[], bool]) -> bool:
+    """Move the reader on, False at the end. Raises JournalError."""
+    try:
+        return move()
+    except OSError as error:
+        raise JournalError(
+            f"cannot be read on: {error.strerror}", hint="journalctl --verify"
+        ) from None

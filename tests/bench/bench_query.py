@@ -82,7 +82,7 @@ def clock(argv: list[str], runs: int) -> tuple[float, int]:
     took = []
     for _ in range(runs):
         start = time.perf_counter()
-        done = subprocess.run(argv, stdout=subprocess.PIPE, check=False)
+        done = subprocess.run(argv, capture_output=True, check=False)
         took.append(time.perf_counter() - start)
         assert done.returncode in (0, 1), done
     return median(took), done.stdout.count(b"\n")
@@ -103,21 +103,25 @@ def main() -> None:
 
 def measure(journal: Path, runs: int) -> None:
     """Time both programs on queries from one row to a hundred thousand entries."""
-    since = "2 hours ago"
-    print("uid    rows   entries  guardctl    short   ratio     json   ratio  --json")
+    since = "1 day ago"
+    print("seconds: ours as table, ours --json; journalctl short, verbose, json")
+    print("  rows entries   table  --json   short verbose    json  table/verbose")
     for uid in (RARE, 1012, 1011, 1010):
         ours = [sys.executable, "-m", "guard.cli.main", "who-connected"]
         ours += ["--directory", str(journal), "--uid", str(uid), "--since", since]
         theirs = ["journalctl", "-q", "--no-pager", "-D", str(journal)]
-        theirs += ["--since", "2 hours ago", "_UID=0", f"SMTPGUARD_UID={uid}"]
-        guardctl, rows = clock(ours, runs)
+        theirs += ["--since", since, "_UID=0", f"SMTPGUARD_UID={uid}"]
+        table, rows = clock(ours, runs)
         as_json, _ = clock([*ours, "--json"], runs)
         short, entries = clock(theirs, runs)
+        verbose, _ = clock([*theirs, "-o", "verbose"], runs)
         full, _ = clock([*theirs, "-o", "json"], runs)
+        times = "".join(
+            f"{took:8.3f}" for took in (table, as_json, short, verbose, full)
+        )
         print(
-            f"{uid} {rows:7} {entries:9}  {guardctl:8.3f} {short:8.3f} "
-            f"{guardctl / short:7.2f} {full:8.3f} {guardctl / full:7.2f} "
-            f"{as_json / full:7.2f}"
+            f"{max(rows - 1, 0):6}{entries:8}{times}  {table / verbose:.2f};"
+            f" {table / short:.2f} of short; --json {as_json / full:.2f} of json"
         )
 
 

@@ -14,10 +14,12 @@ from guard.errors import BadQuery, JournalError
 from guard.finding import Finding, Kind, Notice
 from guard.query import Filter, Journal, connections
 from guard.query.connections import WINDOW
+from guard.query.entries import writers
 from guard.query.groups import FIELDS, groups
 from guard.query.planning import candidates
-from tests.journal.conftest import rows
+from tests.journal.conftest import guardctl, rows
 from tests.journal.findings import finding, now_us
+from tests.journald import Journald
 
 Store = Callable[..., Journal]
 
@@ -210,3 +212,39 @@ def test_a_directory_that_is_none_is_said_so(tmp_path: Any) -> None:
         with pytest.raises(JournalError, match=wrong):
             Journal(str(tmp_path / wrong))
     assert rows(Journal(str(tmp_path))) == []
+
+
+def test_a_damaged_journal_is_read_as_far_as_it_goes(
+    journald: Journald, store: Store
+) -> None:
+    journal = store(*(finding(connection=str(n)) for n in range(3000)))
+    assert len(rows(journal)) == 3000
+    journald.stop()
+    dice = random.Random(3)
+    (file,) = journald.directory.glob("*/*.journal")
+    with file.open("r+b") as damaged:
+        for _ in range(1000):
+            damaged.seek(dice.randrange(300, file.stat().st_size))
+            damaged.write(dice.randbytes(8))
+    for newest_first in (False, True):
+        torn: list[JournalError] = []
+        how = {"newest_first": newest_first}
+        found = []
+        try:
+            found = list(connections(journal, Filter(), torn.append, **how))
+        except JournalError as error:
+            torn.append(error)
+        assert torn and len(found) < 3000
+        done = guardctl("who-connected", "--directory", journald.directory)
+        assert "Traceback" not in done.stderr and done.stderr
+
+
+def test_the_guards_own_account_is_trusted_on_its_own_host_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("guard.query.entries.ACCOUNT", "nobody")
+    assert "_UID=65534" in writers(foreign=False)
+    assert "_UID=65534" not in writers(foreign=True)
+    monkeypatch.setattr("guard.query.entries.ACCOUNT", "no-such-account")
+    always = ["_UID=0", "_SYSTEMD_UNIT=smtp-guard.service"]
+    assert writers(foreign=False) == writers(foreign=True) == always
