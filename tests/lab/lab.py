@@ -11,6 +11,7 @@ All of that lives in memory and ends with the last process of the lab.
 from __future__ import annotations
 
 import ctypes
+import errno
 import itertools
 import json
 import os
@@ -127,7 +128,11 @@ def sweep() -> None:
     for cgroup in cgroup2_mount().glob(f"{PREFIX}*"):
         maker = cgroup.name.removeprefix(PREFIX).split("-")[0]
         if not Path("/proc", maker).exists():
-            kill_cgroup(cgroup)
+            try:
+                kill_cgroup(cgroup)
+            except OSError as error:  # another session sweeps as well
+                if error.errno not in (errno.ENOENT, errno.ENODEV):
+                    raise
 
 
 @dataclass

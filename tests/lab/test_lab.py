@@ -132,7 +132,7 @@ def test_a_killed_lab_is_swept_by_the_next() -> None:
         assert _runs(sleeper)
         maker.kill()
     sweep()
-    assert not left.exists()
+    wait_until(lambda: not left.exists(), "the end of the killed lab")
     wait_until(lambda: not _runs(sleeper), "the end of the killed lab's program")
 
 
