@@ -19,6 +19,7 @@ from guard.finding import Kind, Notice
 from guard.hosts import own_addresses
 from guard.kernel import Guard, ensure_bpffs, is_loaded
 from guard.policy import Policy, compile_rows, load
+from guard.tables import FileIdentity
 
 _OTHERS_WRITE = 0o022
 
@@ -31,20 +32,30 @@ def put_in_force(guard: Guard, policy: Policy) -> None:
 def exe_keys(guard: Guard) -> Callable[[Path], tuple[abi.ExeKey, abi.ExeKey]]:
     """Give what compile_rows() asks for the kernel's keys of an executable.
 
-    One that others than root can write counts as missing: the kernel would not
-    match it either.
+    One that is missing, or that others than root can write, is known by its name
+    in its folder alone: the kernel asks at each connect() whose both are, and so
+    it matches from the moment it is installed, before we know.
     """
 
     def keys(path: Path) -> tuple[abi.ExeKey, abi.ExeKey]:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            seen = look(path)
+            if not seen.uid and not seen.mode & _OTHERS_WRITE:
+                return seen.inode, seen.name
+        folder = look(path.parent).inode  # missing too: no row until it appears
+        name = os.fsencode(path.name)
+        if len(name) >= abi.NAME_LEN:
+            raise FileNotFoundError(2, "its name is too long to match", str(path))
+        key = abi.ExeKey(folder.inode, folder.device, 0, 0, 0, name)
+        return key, key
+
+    def look(path: Path) -> FileIdentity:
         try:
-            seen = guard.identify(path)
+            return guard.identify(path)
         except (FileNotFoundError, NotADirectoryError):
-            raise  # no row until it appears
+            raise
         except OSError as error:
             raise KernelError(f"cannot look at {path}", error.errno or 0) from None
-        if seen.uid or seen.mode & _OTHERS_WRITE:
-            raise FileNotFoundError(2, "not root's alone to write", str(path))
-        return seen.inode, seen.name
 
     return keys
 
