@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A policy that changes, or is bad, while mail flows: never a moment without one."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.faults.site import Guardd, Site, policy
+
+# What the policy check says of each is tests/policy's matter.
+BAD = {
+    "not TOML": "mode = enforce",
+    "an unknown key": 'mode = "enforce"\nprots = [25]\n',
+    "an unknown user": 'mode = "enforce"\n[[rule]]\nname = "x"\nverdict = "allow"\n'
+    'user = "nobody-of-that-name"\n',
+    "a long message, not ASCII": f'mode = "enforce"\n[[rule]]\nname = "{"é" * 60}"\n'
+    f'verdict = "{"é" * 3000}"\n' + f'"{"é" * 3000}" = 1\n' * 2,
+    "a missing include": 'mode = "enforce"\ninclude = ["no-such-policy"]\n',
+    "empty": "",
+}
+
+
+def rows(site: Site) -> dict[str, object]:
+    """Read all that decides: the live slot of every map of rows."""
+    guard = site.guard
+    slot = guard.slot
+    return {
+        "slot": slot,
+        "policy": bytes(guard.policy()),
+        "control": bytes(guard.control()),
+        **{
+            name: dict(guard.map(name).items())
+            for name in ("rules", "exes", "numbers", "units", "prefixes")
+        },
+    }
+
+
+@pytest.mark.parametrize("text", BAD.values(), ids=BAD.keys())
+def test_a_bad_policy_leaves_the_old_one_in_force(site: Site, text: str) -> None:
+    lawful = site.folder / "lawful"
+    site.install(lawful)
+    site.write_policy(policy(site.port, allow=f'exe = "{lawful}"'))
+    guardd = site.start()
+    before = rows(site)
+    site.write_policy(text)
+    guardd.reload()
+    assert rows(site) == before
+    assert site.connect(1).denied == site.connect(1, lawful).passed == 1
+    assert str(site.policy_file) in str(site.guard.about()["refused"])
+    guardd.until(lambda: "new policy refused" in guardd.status, "STATUS")
+    guardd.until(lambda: site.ledger().kinds["policy-refused"] == 1, "the finding")
+
+    site.write_policy(policy(site.port))
+    guardd.reload()
+    assert site.connect(1, lawful).denied == 1
+    assert "refused" not in site.guard.about()
+    guardd.until(lambda: "refused" not in guardd.status, "STATUS")
+    assert "Traceback" not in guardd.said()
+
+
+def test_a_missing_policy_leaves_the_old_one_in_force(site: Site) -> None:
+    guardd = site.start()
+    before = rows(site)
+    site.policy_file.unlink()
+    guardd.reload()
+    assert rows(site) == before
+    guardd.until(lambda: site.ledger().kinds["policy-refused"] == 1, "the finding")
+
+
+def test_a_bad_policy_at_the_first_start_attaches_nothing(site: Site) -> None:
+    site.write_policy("nonsense")
+    guardd = Guardd(site)
+    assert guardd.process.wait(20) == 78  # EX_CONFIG
+    assert str(site.policy_file) in guardd.said()
+    assert "Traceback" not in guardd.said()
+    assert not list(site.pin_dir.glob("*"))
+    assert site.connect(3).passed == 3
+
+
+def test_a_bad_policy_at_a_later_start_keeps_the_old_rows(site: Site) -> None:
+    site.start().end()
+    before = rows(site)
+    site.write_policy("nonsense")
+    guardd = site.start()
+    assert rows(site) == before
+    assert site.connect(3).denied == 3
+    guardd.until(lambda: "new policy refused" in guardd.status, "STATUS")
+    guardd.until(lambda: site.ledger().kinds["policy-refused"] == 1, "the finding")
+
+
+def test_a_first_start_that_was_killed_half_way_is_no_guard(site: Site) -> None:
+    """Maps without a policy would deny every connection of the host."""
+    site.start().end()
+    home = next(site.pin_dir.glob("v*"))
+    for link in site.pin_dir.glob("link-*"):
+        link.unlink()
+    (home / "judge").unlink()  # the last pin that is made
+    site.write_policy("nonsense")
+    guardd = Guardd(site)
+    assert guardd.process.wait(20) == 78
+    assert site.connect(3).passed == 3
+
+
+def test_100_reloads_deny_no_lawful_connect_and_pass_no_rogue(site: Site) -> None:
+    """Alternating policies, both of which allow the one and deny the other."""
+    lawful = site.folder / "lawful"
+    site.install(lawful)
+    by_exe = policy(site.port, allow=f'exe = "{lawful}"\nuser = 0')
+    by_port = policy(site.port, allow=f'exe = "{lawful}"\nports = {site.port}')
+    by_port += f'[[rule]]\nname = "x"\nverdict = "deny"\nports = {site.port + 1}\n'
+    wide = by_port.replace(f"ports = [{site.port}]", f"ports = [25, {site.port}]")
+    site.write_policy(by_exe)
+    guardd = site.start()
+    loads = [site.load(program=lawful), site.load()]
+    for turn in range(100):
+        site.write_policy((by_port, wide, by_exe, "nonsense")[turn % 4])
+        guardd.reload()
+    passed, denied = (site.tally(load) for load in loads)
+    assert passed.tried == passed.passed > 1000, passed
+    assert denied.tried == denied.denied > 1000, denied
+    ledger = site.settled(guardd)
+    assert ledger.accounted == ledger.judged == passed.tried + denied.tried
+
+
+def test_a_restart_under_load_denies_no_lawful_connect(site: Site) -> None:
+    """Adopting: programs and rows are swapped under connects."""
+    lawful = site.folder / "lawful"
+    site.install(lawful)
+    site.write_policy(policy(site.port, allow=f'exe = "{lawful}"'))
+    guardd = site.start()
+    loads = [site.load(program=lawful), site.load()]
+    for turn in range(8):
+        guardd.end() if turn % 2 else guardd.process.kill()
+        guardd.process.wait()
+        guardd = site.start()
+    passed, denied = (site.tally(load) for load in loads)
+    assert passed.tried == passed.passed > 1000, passed
+    assert denied.tried == denied.denied > 1000, denied
