@@ -213,7 +213,7 @@ class Guard(Tables):
                         with _opened(self.link_path(hook)) as link:
                             libbpf.swap(link, program)
                         continue
-                    self.link_path(hook).unlink(missing_ok=True)
+                    _clear(self.link_path(hook))
                     with _closing(libbpf.attach(program, folder, attach_type)) as link:
                         libbpf.pin(link, self.link_path(hook))
                     made.append(self.link_path(hook))
@@ -313,6 +313,17 @@ def _open_cgroup(cgroup: Path) -> int:
 
 def _opened(path: Path) -> contextlib.AbstractContextManager[int]:
     return _closing(libbpf.get_pinned(path))
+
+
+def _clear(pin: Path) -> None:
+    try:
+        pin.unlink(missing_ok=True)
+    except OSError as error:
+        raise KernelError(
+            f"cannot remove {pin}",
+            error.errno or 0,
+            hint="it is no pin of the guard: take it away by hand",
+        ) from None
 
 
 def _remove(folder: Path) -> None:
