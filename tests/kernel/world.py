@@ -45,6 +45,8 @@ MX4, MX6 = "192.0.2.25", "2001:db8:1::25"
 NOWHERE4 = "203.0.113.1"  # no route leads there
 SILENT4 = "192.0.2.77"  # on the wire, but nobody has it: no answer to ARP
 SMTP = 25
+PREFIX = "smtp-guard-test-"
+BPFFS = Path("/sys/fs/bpf")
 
 HOST_NETWORK = f"""\
 link set lo up
@@ -121,19 +123,32 @@ def _outcome(
         return None, error
 
 
+def sweep() -> None:
+    """Remove what worlds left whose process was killed before it could."""
+    for top in (kernel.find_cgroup2(), BPFFS):
+        for path in top.glob(f"{PREFIX}*"):
+            maker = path.name.removeprefix(PREFIX).split("-")[0]
+            if not Path("/proc", maker).exists():
+                if top == BPFFS:
+                    shutil.rmtree(path)
+                else:
+                    kill_cgroup(path)
+
+
 class World:
     """Two network namespaces and a cgroup of the test's own."""
 
     def __init__(self) -> None:
         """Choose names that no other test process of this machine has."""
-        self.name = f"smtp-guard-test-{os.getpid()}-{next(_numbers)}"
+        self.name = f"{PREFIX}{os.getpid()}-{next(_numbers)}"
         self.base = kernel.find_cgroup2() / self.name
         self.guarded = self.base / "guarded"
         self.free = self.base / "free"  # the control of every denial
-        self.pin_dir = Path("/sys/fs/bpf") / self.name
+        self.pin_dir = BPFFS / self.name
         self._home = os.open("/proc/self/ns/net", os.O_RDONLY)
 
     def __enter__(self) -> Self:
+        sweep()
         for cgroup in (self.guarded, self.free):
             cgroup.mkdir(parents=True)
         self.host, self.mx = self._new_netns(), self._new_netns()
@@ -144,7 +159,6 @@ class World:
             _ip(MX_NETWORK)
         for netns in (self.host, self.mx):
             with self.inside(netns):  # 1 client, 2 server: tcp_fastopen
-                Path("/proc/thread-self/net").resolve()
                 sysctl("net/ipv4/tcp_fastopen", "3")
         return self
 

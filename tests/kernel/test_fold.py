@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A flood is folded: the first findings at once, the rest counted, the sum exact."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import threading
+from collections import Counter as Tally
+from functools import partial
+
+import pytest
+
+from guard.abi import Counter, Verdict
+from guard.ring import Repeats, finished_repeats
+from tests.kernel.world import MX4, MX6, SMTP, Child, Watch, World, wait_until
+
+# Windows begin at full hours since boot: none ends within a test but by a rare
+# chance, which would only make more events; so sums are compared, and no less.
+FOLD = '[fold]\nwindow = "1h"\ndenied = 5\nlocal = 3\n'
+
+
+def attempts(times: int, address: str = MX4, wanted: int = errno.EPERM) -> None:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    for _ in range(times):
+        with socket.socket(family) as client:
+            assert client.connect_ex((address, SMTP)) == wanted
+
+
+def in_threads(threads: int, times: int) -> None:
+    crowd = [threading.Thread(target=attempts, args=(times,)) for _ in range(threads)]
+    for thread in crowd:
+        thread.start()
+    for thread in crowd:
+        thread.join()
+
+
+def test_the_first_at_once_and_the_rest_counted(world: World, watch: Watch) -> None:
+    watch.apply(FOLD)
+    child = world.act(partial(attempts, 50))
+    events = watch.connects()
+    assert len(events) == 5
+    assert watch.moved(Counter.JUDGED) == 50
+    assert watch.moved(Counter.DENIED) == 50
+    assert watch.moved(Counter.FOLDED) == 45
+    assert list(finished_repeats(watch.guard)) == []  # the window is not over
+    (repeats,) = watch.repeats()
+    assert repeats.folded == 45
+    assert repeats.first.connection == events[0].connection
+    assert repeats.first.pid == child.pid
+    assert repeats.first.args == events[0].args
+    assert events[-1].time_ns < repeats.last_ns
+    assert watch.repeats() == []  # given once
+
+
+def test_an_attempt_that_is_not_repeated_makes_no_row(
+    world: World, watch: Watch
+) -> None:
+    watch.apply(FOLD)
+    world.act(partial(attempts, 5))
+    assert len(watch.connects()) == 5
+    assert watch.repeats() == []
+    assert list(watch.guard.map("folds").keys()) == []
+
+
+def test_local_connects_have_a_burst_of_their_own(
+    world: World, watch: Watch
+) -> None:
+    """Counted ones are not followed to their end either."""
+    watch.apply(FOLD)
+    with world.serve(world.host, "127.0.0.1"):
+        world.act(partial(attempts, 20, "127.0.0.1", 0))
+        assert len(watch.connects()) == 3
+        wait_until(lambda: len(watch.closes()) == 3, "three ends", 10)
+    (repeats,) = watch.repeats()
+    assert repeats.folded == 17
+    assert repeats.first.verdict is Verdict.ALLOW
+    assert len(watch.closes()) == 3
+    assert {e.connection for e in watch.closes()} == {
+        e.connection for e in watch.connects()
+    }
+
+
+def test_what_an_identity_is(world: World, watch: Watch) -> None:
+    """Process, effective user, verdict and destination; not the thread."""
+
+    def act() -> None:
+        import os
+
+        attempts(7)
+        attempts(7, MX6)
+        in_threads(1, 7)
+        os.seteuid(33)
+        attempts(7)
+
+    watch.apply(FOLD)
+    world.act(act)
+    world.act(partial(attempts, 7))
+    keys = Tally(
+        (e.pid, e.uid, e.dst[0]) for e in watch.connects()
+    )
+    assert sorted(keys.values()) == [5, 5, 5, 5]
+    assert sorted(r.folded for r in watch.repeats()) == [2, 2, 2, 9]
+
+
+@pytest.mark.parametrize(("processes", "threads"), [(1, 8), (8, 1), (4, 4)])
+def test_the_sum_is_exact_in_a_race(
+    world: World, watch: Watch, processes: int, threads: int
+) -> None:
+    watch.apply(FOLD)
+    times = 400
+    crowd = [
+        Child(partial(in_threads, threads, times), world.guarded)
+        for _ in range(processes)
+    ]
+    for child in crowd:
+        child.finish()
+    assert watch.moved(Counter.JUDGED) == processes * threads * times
+    sent = Tally(event.pid for event in watch.connects())
+    folded = {repeats.first.pid: repeats.folded for repeats in watch.repeats()}
+    assert sent.keys() == {child.pid for child in crowd}
+    for child in crowd:
+        assert sent[child.pid] + folded[child.pid] == threads * times
+        assert sent[child.pid] == 5
+
+
+def test_windows_that_end_give_what_they_counted(
+    world: World, watch: Watch
+) -> None:
+    """Read while it goes on: nothing is counted twice or dropped."""
+    watch.apply('[fold]\nwindow = "100ms"\ndenied = 2\n')
+    crowd = [Child(partial(in_threads, 2, 3000), world.guarded) for _ in range(2)]
+    found: list[Repeats] = []
+
+    def total() -> int:
+        found.extend(finished_repeats(watch.guard))
+        return len(watch.connects()) + sum(repeats.folded for repeats in found)
+
+    wait_until(lambda: total() == 12_000, "all that was folded", 20)
+    for child in crowd:
+        child.finish()
+    assert total() == 12_000
+    assert watch.moved(Counter.JUDGED) == 12_000
+
+
+@pytest.mark.parametrize("window", ["0s", "30m"])
+def test_another_window_after_a_reload_loses_nothing(
+    world: World, watch: Watch, window: str
+) -> None:
+    watch.apply(FOLD)
+    world.act(partial(attempts, 20))
+    watch.apply(FOLD.replace("1h", window))
+    world.act(partial(attempts, 20))
+    due = list(finished_repeats(watch.guard))
+    assert [repeats.folded for repeats in due] == [15]
+    assert len(watch.connects()) == (25 if window == "0s" else 10)
+    left = sum(repeats.folded for repeats in watch.repeats())
+    assert len(watch.connects()) + 15 + left == 40
