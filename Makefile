@@ -36,16 +36,9 @@ $(OBJECT): bpf/guard.bpf.c $(wildcard bpf/*.h) Makefile
 	llvm-strip -g $@.new
 	mv $@.new $@
 
-# Pinned at a place of its own, and taken out again: a guard that protects this
-# host is left alone. The shell outlives Ctrl-C to do so.
-RUN_PINS := /sys/fs/bpf/smtp-guard-run
 .PHONY: run
 run: setup ## watch this host: guardd in observe mode, findings as they come
-	@echo 'Watching this host, denying nothing. Ctrl-C ends it and unloads.'
-	@trap : INT TERM; \
-	.venv/bin/guardd --policy policies/default.toml --pin-dir $(RUN_PINS) \
-		--foreground $(ARGS); status=$$?; \
-	.venv/bin/guardctl --pin-dir $(RUN_PINS) unload && exit $$status
+	@$(PYTHON) -m tests.watch_host $(ARGS)
 
 .PHONY: test
 test: setup ## all tests
