@@ -59,7 +59,8 @@ int main(int argc, char **argv)
 {
 	const struct linger reset = { 1, 0 };
 	struct sockaddr_in to = { .sin_family = AF_INET };
-	long long began, count, tried = 0, passed = 0, denied = 0, other = 0;
+	long long began, count, tried = 0, passed = 0, denied = 0, other = 0,
+		  first_denied = 0;
 	useconds_t pause;
 	int fd, last = 0;
 
@@ -89,7 +90,8 @@ int main(int argc, char **argv)
 		} else if (errno == ECONNREFUSED) {
 			passed++;
 		} else if (errno == EPERM) {
-			denied++;
+			if (!denied++)
+				first_denied = now_ns();
 		} else {
 			last = errno;
 			other++;
@@ -99,7 +101,9 @@ int main(int argc, char **argv)
 			usleep(pause);
 	}
 	printf("{\"tried\": %lld, \"passed\": %lld, \"denied\": %lld, "
-	       "\"other\": %lld, \"errno\": %d, \"ns\": %lld}\n",
-	       tried, passed, denied, other, last, now_ns() - began);
+	       "\"other\": %lld, \"errno\": %d, \"ns\": %lld, "
+	       "\"first_denied_ns\": %lld}\n",
+	       tried, passed, denied, other, last, now_ns() - began,
+	       first_denied);
 	return 0;
 }

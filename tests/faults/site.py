@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from guard import abi, kernel
 from tests.journald import RUNTIME, Journald, until
@@ -63,6 +63,7 @@ class Tally:
     other: int
     errno: int  # of the last other
     ns: int
+    first_denied_ns: int  # CLOCK_MONOTONIC; 0: none was
 
     @classmethod
     def of(cls, load: subprocess.Popen[str]) -> Tally:
@@ -247,12 +248,25 @@ class Site:
         return self.guard.counters()[counter]
 
     def load(
-        self, count: int = 0, pause_us: int = 0, program: Path | None = None
+        self,
+        count: int = 0,
+        pause_us: int = 0,
+        program: Path | None = None,
+        *,
+        cgroup: Path | str | None = None,
+        uid: int = 0,
+        port: int | None = None,
+        netns: int | None = None,
     ) -> subprocess.Popen[str]:
-        """Start connects from inside the cgroup; 0: until SIGTERM."""
+        """Start connects, count 0: until SIGTERM.
+
+        By default in the guarded cgroup ("-": in none), to the guarded port; netns is
+        the pid of a process in the network namespace to be in.
+        """
+        inside = ["nsenter", "-t", str(netns), "--net"] if netns else []
         load = subprocess.Popen(
-            [str(program or self.connects), str(self.cgroup), "0"]
-            + [str(self.port), str(count), str(pause_us)],
+            [*inside, str(program or self.connects), str(cgroup or self.cgroup)]
+            + [str(uid), str(port or self.port), str(count), str(pause_us)],
             stdout=subprocess.PIPE,
             text=True,
         )
@@ -272,9 +286,11 @@ class Site:
         shutil.copy2(self.connects, new)
         new.rename(program)
 
-    def connect(self, count: int = 1, program: Path | None = None) -> Tally:
-        """Make so many connects and give what became of them."""
-        load = self.load(count, program=program)
+    def connect(
+        self, count: int = 1, program: Path | None = None, **more: Any
+    ) -> Tally:
+        """Make so many connects and give what became of them; more: see load()."""
+        load = self.load(count, program=program, **more)
         tally = Tally.of(load)
         self._loads.remove(load)
         return tally
