@@ -48,7 +48,6 @@ ROW_MAPS: dict[str, Any] = {
     "prefixes": abi.PrefixKey,
 }
 SO_NETNS_COOKIE = 71  # include/uapi/asm-generic/socket.h, Linux 5.14
-ALL_PORTS = frozenset(range(65536))
 KEY0 = bytes(4)
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -151,9 +150,10 @@ class Tables:
         # A port that both policies guard is guarded throughout; one that only
         # one of them names is judged by that one or not at all.
         control = self.control()
-        before = guarded_ports(control)
-        _follow(control, rows)
-        unguard(control, (before & rows.ports) if before != ALL_PORTS else rows.ports)
+        first = not any(control.unguarded)  # no policy yet: every port is guarded
+        both = rows.ports if first else guarded_ports(control) & rows.ports
+        _follow(control, rows, first)
+        unguard(control, both)
         self.map("control").put(KEY0, bytes(control))
         control.slot = slot
         self.map("control").put(KEY0, bytes(control))
@@ -261,19 +261,20 @@ def unguard(control: abi.Control, ports: frozenset[int]) -> None:
     _set_all_but(control.unguarded, ports)
 
 
-def _follow(control: abi.Control, rows: Rows) -> None:
+def _follow(control: abi.Control, rows: Rows, first: bool) -> None:
     """Follow connections to the policy's ports, and to where it redirects.
 
     What a former policy let pass is followed to its end as well.
     """
-    before = _clear_bits(control.unfollowed)
+    # never asked of zero-filled words: 65,536 ports would take 6 MB for good
+    before = frozenset() if first else _clear_bits(control.unfollowed)
     targets = {
         int(target.port)
         for target in (rows.policy.redirect4, rows.policy.redirect6)
         if target.set
     }
     now = rows.ports | targets
-    _set_all_but(control.unfollowed, now | before if before != ALL_PORTS else now)
+    _set_all_but(control.unfollowed, now | before)
 
 
 def _clear_bits(words: ctypes.Array[ctypes.c_uint64]) -> frozenset[int]:
