@@ -61,17 +61,16 @@ SEC("raw_tp") int judge(void *ctx)
 		return 0;
 	who.uid = question.uid;
 	who.gid = question.gid;
-	fill(&who.exe, &policy->any_exe);
+	fill(&who.rows, &policy->any_exe);
 	if (question.trusted) {
-		match_exe(&question.inode, &who.exe);
-		match_exe(&question.name, &who.exe);
+		match_exe(&question.inode, &who.rows);
+		match_exe(&question.name, &who.rows);
 	}
-	fill(&who.unit, 0);
-	match_depth(policy, depth, &who.unit);
+	match_depth(policy, depth, &who.rows);
 	for (i = 0; i < UNIT_DEPTH && i < depth; i++) {
 		__builtin_memset(&unit, 0, sizeof(unit));
 		len = read_component(&unit, question.component[i], &last8);
-		match_component(policy, &unit, slot, i, len, last8, &who.unit);
+		match_component(policy, &unit, slot, i, len, last8, &who.rows);
 	}
 	__builtin_memcpy(where.address, question.address, 16);
 	where.port = question.port;

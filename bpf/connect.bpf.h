@@ -53,10 +53,11 @@ static __noinline int judge_caller(struct bpf_sock_addr *ctx,
 	const struct cred *cred = BPF_CORE_READ(current_task(), cred);
 	struct who who;
 
-	who.uid = BPF_CORE_READ(cred, euid.val);
-	who.gid = BPF_CORE_READ(cred, egid.val);
-	match_caller_exe(policy, slot, &who.exe);
-	match_unit(policy, slot, &who.unit);
+	/* Linux 6.1 rounds each frame up to 32 bytes, 512 for the whole chain */
+	BPF_CORE_READ_INTO(&who.uid, cred, euid.val);
+	BPF_CORE_READ_INTO(&who.gid, cred, egid.val);
+	match_caller_exe(policy, slot, &who.rows); /* first: it adds rows */
+	match_unit(policy, slot, &who.rows);
 	decide(policy, slot, &who, where, decision);
 
 	/* the host's own mail server is not in another network namespace */

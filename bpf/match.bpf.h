@@ -12,8 +12,7 @@
 struct who {
 	u32 uid;
 	u32 gid;
-	struct mask exe;  /* rows its executable satisfies */
-	struct mask unit; /* rows its place in the cgroup tree satisfies */
+	struct mask rows; /* that its executable and cgroup satisfy */
 };
 
 /* Six or eight characters as the number they are in memory, last one on top. */
@@ -79,19 +78,24 @@ static __always_inline void match_component(const struct policy *policy,
 		unit->word[w] &= row->word[w] & tail->word[w];
 }
 
+static __always_inline void narrow(struct mask *mask, const struct mask *by)
+{
+	int w;
+
+#pragma unroll
+	for (w = 0; w < MASK_WORDS; w++)
+		mask->word[w] &= by->word[w];
+}
+
 /* Leave only rows whose pattern is not deeper than the path. */
 static __always_inline void match_depth(const struct policy *policy, u32 depth,
 					struct mask *unit)
 {
-	const struct mask *ends;
-	int w;
-
+	/* compare what is used: Linux 6.1 learns nothing about 32-bit copies */
+	barrier_var(depth);
 	if (depth > UNIT_DEPTH)
 		depth = UNIT_DEPTH;
-	ends = &policy->unit_ends[depth];
-#pragma unroll
-	for (w = 0; w < MASK_WORDS; w++)
-		unit->word[w] &= ends->word[w];
+	narrow(unit, &policy->unit_ends[depth]);
 }
 
 static __always_inline void fill(struct mask *mask, const struct mask *from)
@@ -100,7 +104,7 @@ static __always_inline void fill(struct mask *mask, const struct mask *from)
 
 #pragma unroll
 	for (w = 0; w < MASK_WORDS; w++)
-		mask->word[w] = from ? from->word[w] : ~0ULL;
+		mask->word[w] = from->word[w];
 }
 
 struct unit_walk {
@@ -131,7 +135,10 @@ static long unit_step(u32 i, void *ctx)
 	return 0;
 }
 
-/* The rows the caller's cgroup path satisfies: only systemd makes its units. */
+/*
+ * Leave only rows the caller's cgroup path satisfies: only systemd makes its
+ * units. Deeper than we walk what is above is not known: rows without a unit.
+ */
 __noinline int match_unit(const struct policy *policy, u32 slot,
 			  struct mask *unit)
 {
@@ -141,12 +148,10 @@ __noinline int match_unit(const struct policy *policy, u32 slot,
 
 	if (!policy || !unit)
 		return 0;
-	fill(unit, 0);
 	match_depth(policy, walk.level, unit);
 	bpf_loop(PATH_STEPS, unit_step, &walk, 0);
-	if (walk.level >
-	    0) /* deeper than we walk: what is above is not known */
-		fill(unit, &policy->any_unit[0]);
+	if (walk.level > 0)
+		narrow(unit, &policy->any_unit[0]);
 	return 0;
 }
 

@@ -103,8 +103,7 @@ __noinline int decide(const struct policy *policy, u32 slot,
 	direction = &policy->direction[where->direction & 1];
 	for (w = 0; w < MASK_WORDS; w++) {
 		bits = direction->word[w] & uid->word[w] & gid->word[w] &
-		       port->word[w] & to->word[w] & who->exe.word[w] &
-		       who->unit.word[w];
+		       port->word[w] & to->word[w] & who->rows.word[w];
 		if (!bits)
 			continue;
 		i = (slot & 1) * MAX_ROWS + w * 64 + lowest(bits);

@@ -23,7 +23,8 @@ from guard.journal import SOCKET
 from guard.kernel import Guard
 from guard.verify import verify
 
-_OLDEST = (5, 17)  # bpf_loop()
+_OLDEST = (5, 19)  # bpf_loop(), bpf_skc_to_mptcp_sock()
+_TESTED = (6, 1)
 _SECONDS = 10  # that a foreign command may take
 
 # Files that show a firewall manager with rules of its own.
@@ -59,7 +60,14 @@ def _kernel() -> Check:
             "kernel",
             State.BAD,
             f"Linux {release} is too old",
-            "run Linux 5.17 or later; Debian 12 has 6.1",
+            "run Linux 6.1 or later, as Debian 12 has it",
+        )
+    if numbers < _TESTED:
+        return Check(
+            "kernel",
+            State.WARN,
+            f"Linux {release}: older than any the guard was tested on",
+            "run Linux 6.1 or later, as Debian 12 has it",
         )
     return good("kernel", f"Linux {release}")
 

@@ -86,7 +86,8 @@ _lib = _Library()
 
 
 def _fail(what: str, error: int) -> KernelError:
-    hint = _NO_BPF if error in (errno.EPERM, errno.EACCES) else ""
+    # EACCES is the verifier's answer, and its words follow
+    hint = _NO_BPF if error == errno.EPERM else ""
     said = "\n  ".join(_said[-4:])
     _said.clear()
     return KernelError(what, error, hint="\n  ".join(filter(None, [hint, said])))
