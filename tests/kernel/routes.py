@@ -76,11 +76,10 @@ def multipath_fast_open(address: str, port: int = SMTP) -> None:
 
 def after_disconnect(address: str, port: int = SMTP) -> None:
     """A socket that was connected elsewhere, and disconnected by AF_UNSPEC."""
-    with socket.create_server(("127.0.0.1", 0)) as other:
-        with socket.socket() as client:
-            client.connect(other.getsockname())
-            disconnect(client)
-            client.connect((address, port))
+    with socket.create_server(("127.0.0.1", 0)) as other, socket.socket() as client:
+        client.connect(other.getsockname())
+        disconnect(client)
+        client.connect((address, port))
 
 
 def disconnect(client: socket.socket) -> None:

@@ -63,9 +63,7 @@ def test_an_attempt_that_is_not_repeated_makes_no_row(
     assert list(watch.guard.map("folds").keys()) == []
 
 
-def test_local_connects_have_a_burst_of_their_own(
-    world: World, watch: Watch
-) -> None:
+def test_local_connects_have_a_burst_of_their_own(world: World, watch: Watch) -> None:
     """Counted ones are not followed to their end either."""
     watch.apply(FOLD)
     with world.serve(world.host, "127.0.0.1"):
@@ -96,9 +94,7 @@ def test_what_an_identity_is(world: World, watch: Watch) -> None:
     watch.apply(FOLD)
     world.act(act)
     world.act(partial(attempts, 7))
-    keys = Tally(
-        (e.pid, e.uid, e.dst[0]) for e in watch.connects()
-    )
+    keys = Tally((e.pid, e.uid, e.dst[0]) for e in watch.connects())
     assert sorted(keys.values()) == [5, 5, 5, 5]
     assert sorted(r.folded for r in watch.repeats()) == [2, 2, 2, 9]
 
@@ -124,9 +120,7 @@ def test_the_sum_is_exact_in_a_race(
         assert sent[child.pid] == 5
 
 
-def test_windows_that_end_give_what_they_counted(
-    world: World, watch: Watch
-) -> None:
+def test_windows_that_end_give_what_they_counted(world: World, watch: Watch) -> None:
     """Read while it goes on: nothing is counted twice or dropped."""
     watch.apply('[fold]\nwindow = "100ms"\ndenied = 2\n')
     crowd = [Child(partial(in_threads, 2, 3000), world.guarded) for _ in range(2)]

@@ -37,7 +37,9 @@ def become(uid: int, gid: int) -> None:
     os.setresuid(uid, uid, uid)
 
 
-def verdicts(world: World, act: Callable[[], object], cgroup: Path | None = None) -> int:
+def verdicts(
+    world: World, act: Callable[[], object], cgroup: Path | None = None
+) -> int:
     """Give the errno in the guarded cgroup; the control must connect."""
     assert world.control(act).errno == 0
     return world.act(act, cgroup).errno

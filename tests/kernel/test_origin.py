@@ -481,9 +481,7 @@ def test_arguments_that_were_overwritten(
         assert event.exe == str(caller)
 
 
-def test_arguments_that_are_not_text(
-    world: World, watch: Watch, caller: Path
-) -> None:
+def test_arguments_that_are_not_text(world: World, watch: Watch, caller: Path) -> None:
     odd = b"\xff\xfe\n\x1b[31m\xc3"
     with living(world, [os.fsencode(caller), HERE, "25", odd, b""]) as process:
         agree(watch.one(), facts(process.pid))

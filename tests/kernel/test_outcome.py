@@ -125,9 +125,7 @@ def test_given_up(world: World, watch: Watch) -> None:
     assert watch.one().src[1]
 
 
-def exchange(
-    connection: socket.socket, send: int, first: bool, expect: int
-) -> None:
+def exchange(connection: socket.socket, send: int, first: bool, expect: int) -> None:
     """Send and receive so many bytes, then close first or last."""
     connection.sendall(bytes(send))
     got = 0
@@ -243,9 +241,7 @@ def test_the_owner_is_known_when_the_server_asks(
             connection.close()
             child.finish()
             wait_until(
-                lambda peer=peer: (
-                    watch.guard.owner(peer[:2], (address, SMTP)) is None
-                ),
+                lambda peer=peer: watch.guard.owner(peer[:2], (address, SMTP)) is None,
                 "the owner forgotten",
             )
     assert list(watch.guard.map("owners").keys()) == []

@@ -110,9 +110,7 @@ def test_no_other_port_is_judged(world: World, watch: Watch) -> None:
 
 
 @pytest.mark.parametrize("address", ["::", "0.0.0.0", "127.0.0.1", "::1"])
-def test_the_any_address_is_this_host(
-    world: World, watch: Watch, address: str
-) -> None:
+def test_the_any_address_is_this_host(world: World, watch: Watch, address: str) -> None:
     """To connect to it is to connect to loopback: local, and no way around."""
     act = partial(plain, address)
     loopback = "::1" if ":" in address else "127.0.0.1"

@@ -127,9 +127,7 @@ def test_a_guard_outlives_whoever_loaded_it(world: World, place: Place) -> None:
 
 
 @pytest.mark.parametrize("hook", HOOKS)
-def test_half_attached_is_not_attached(
-    world: World, place: Place, hook: str
-) -> None:
+def test_half_attached_is_not_attached(world: World, place: Place, hook: str) -> None:
     pins, cgroup = place
     guard = Guard.load(pins)
     obstacle = guard.link_path(hook)

@@ -75,9 +75,7 @@ def test_12000_random_cases_agree(judge: Judge) -> None:
     assert min(kinds[kind] for kind in (*Verdict.__members__, "NO_RULE")) > 400
 
 
-@settings(
-    max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(case=cases(rules=8, questions=40))
 def test_drawn_cases_agree(judge: Judge, case: tuple[Policy, list[Question]]) -> None:
     judge.agrees(*case)
@@ -111,7 +109,12 @@ def open_policy(watch: Watch, judge: Judge) -> Iterator[abi.Question]:
 def test_a_zeroed_policy_denies(
     world: World, watch: Watch, judge: Judge, open_policy: abi.Question
 ) -> None:
-    zero(watch.guard, "policies", [watch.guard.slot], watch.guard.map("policies").value_size)
+    zero(
+        watch.guard,
+        "policies",
+        [watch.guard.slot],
+        watch.guard.map("policies").value_size,
+    )
     assert judge.answer(open_policy) == (Verdict.DENY, abi.NO_RULE, False)
     open_policy.direction = abi.Direction.LOCAL
     assert judge.answer(open_policy)[0] is Verdict.DENY

@@ -99,6 +99,12 @@ class Child:
             os._exit(status)
         os.close(write)
 
+    def kill(self) -> None:
+        """End it, whatever it does."""
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+        os.close(self._read)
+
     def finish(self) -> Done:
         """Wait for its end; raises what it raised, unless an OSError."""
         with open(self._read, "rb") as pipe:
@@ -309,6 +315,10 @@ class Watch:
         self._ring.consume()
         return self.events
 
+    def poll(self, timeout_ms: int) -> None:
+        """Wait for events, and read them."""
+        self._ring.poll(timeout_ms)
+
     def connects(self) -> list[Event]:
         """Give the judged connects so far."""
         return [e for e in self.read() if e.kind is EventKind.CONNECT]
@@ -358,18 +368,5 @@ def compile_c(source: str, target: Path, *flags: str) -> Path:
     subprocess.run(
         ["gcc", "-O1", "-Wall", "-Werror", path, "-o", target, *flags], check=True
     )
-    target.chmod(0o755)
-    return target
-
-
-def kill(pid: int) -> None:
-    """End a child of ours that may be gone already."""
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
-
-
-def copy_program(source: str, target: Path) -> Path:
-    """Copy a program, root's and writable by nobody else."""
-    shutil.copy(source, target)
     target.chmod(0o755)
     return target
