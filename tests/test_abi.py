@@ -7,6 +7,7 @@ import ctypes
 import enum
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -90,7 +91,8 @@ def test_a_mirror_that_changed_is_refused(
     class Rule(ctypes.Structure):
         _fields_ = [("number", ctypes.c_uint32), ("verdict", ctypes.c_uint16)]
 
-    monkeypatch.setitem(abi.LAYOUTS, "rule", Rule)
+    changed: dict[str, Any] = {**abi.LAYOUTS, "rule": Rule}
+    monkeypatch.setattr(abi, "LAYOUTS", changed)
     with pytest.raises(AbiMismatch, match="struct rule, field quiet"):
         kernel.check_layouts(layouts)
 

@@ -13,7 +13,7 @@ import pytest
 
 from guard.hosts import own_addresses
 from guard.kernel import Guard
-from tests.kernel.world import Watch, World
+from tests.kernel.world import Watch, World, compile_c
 
 
 @pytest.fixture(scope="session")
@@ -47,6 +47,19 @@ def watch(guard: Guard) -> Iterator[Watch]:
     watch = Watch(guard)
     yield watch
     watch.close()
+
+
+@pytest.fixture
+def local_server(world: World, watch: Watch) -> Iterator[None]:
+    """Local connects are let pass and reported, and one server takes them."""
+    watch.apply("")
+    with world.serve(world.host, "127.0.0.1"):
+        yield
+
+
+@pytest.fixture(scope="session")
+def caller(programs: Path) -> Path:
+    return compile_c("caller.c", programs / "caller", "-static")
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import select
@@ -22,6 +23,7 @@ from tests.kernel.world import (
 )
 
 Route = Callable[[], object]
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def _family(address: str) -> socket.AddressFamily:
@@ -84,10 +86,7 @@ def after_disconnect(address: str, port: int = SMTP) -> None:
 
 def disconnect(client: socket.socket) -> None:
     """connect(2) to AF_UNSPEC, which Python's own connect() cannot say."""
-    import ctypes
-
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.connect(client.fileno(), bytes(16), 16):
+    if _libc.connect(client.fileno(), bytes(16), 16):
         raise OSError(ctypes.get_errno(), "disconnect")
 
 

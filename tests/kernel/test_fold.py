@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import threading
 from collections import Counter as Tally
@@ -13,7 +14,8 @@ import pytest
 
 from guard.abi import Counter, Verdict
 from guard.ring import Repeats, finished_repeats
-from tests.kernel.world import MX4, MX6, SMTP, Child, Watch, World, wait_until
+from tests.kernel.world import MX4, MX6, SMTP, Child, Watch, World
+from tests.lab.lab import wait_until
 
 # Windows begin at full hours since boot: none ends within a test but by a rare
 # chance, which would only make more events; so sums are compared, and no less.
@@ -83,8 +85,6 @@ def test_what_an_identity_is(world: World, watch: Watch) -> None:
     """Process, effective user, verdict and destination; not the thread."""
 
     def act() -> None:
-        import os
-
         attempts(7)
         attempts(7, MX6)
         in_threads(1, 7)

@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -122,7 +123,8 @@ def test_user_and_group(
         become(uid, gid)
         plain(MX4)
 
-    watch.apply(rule(**{key: value}))
+    keys: dict[str, Any] = {key: value}
+    watch.apply(rule(**keys))
     assert verdicts(world, act) == (0 if allowed else errno.EPERM)
     assert (watch.one().uid, watch.one().gid) == (uid, gid)
 

@@ -30,8 +30,8 @@ from tests.kernel.world import (
     Watch,
     World,
     rule,
-    wait_until,
 )
+from tests.lab.lab import wait_until
 
 TCP_USER_TIMEOUT = 18  # include/uapi/linux/tcp.h
 REJECT = """\
@@ -240,11 +240,12 @@ def test_the_owner_is_known_when_the_server_asks(
             assert owner.established_ns > owner.time_ns
             connection.close()
             child.finish()
-            wait_until(
-                lambda peer=peer: watch.guard.owner(peer[:2], (address, SMTP)) is None,
-                "the owner forgotten",
-            )
+            wait_until(partial(no_owner, watch, peer, address), "no owner")
     assert list(watch.guard.map("owners").keys()) == []
+
+
+def no_owner(watch: Watch, peer: tuple[str, int], address: str) -> bool:
+    return watch.guard.owner(peer[:2], (address, SMTP)) is None
 
 
 def test_a_port_that_is_unguarded_meanwhile_is_forgotten(

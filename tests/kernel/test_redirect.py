@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 
 from guard.abi import Counter, Flag, Outcome, Verdict
-from tests.kernel.routes import plain
+from tests.kernel.routes import disconnect, plain
 from tests.kernel.world import (
     IPPROTO_MPTCP,
     MX4,
@@ -129,7 +129,6 @@ def test_another_namespace_is_denied_instead(world: World, watch: Watch) -> None
 
 def test_after_a_redirect_the_socket_is_anybodys(world: World, watch: Watch) -> None:
     """A socket that is connected again is told its new peer, not the old."""
-    from tests.kernel.routes import disconnect
 
     def act() -> list[tuple[str, int]]:
         peers = []

@@ -30,8 +30,9 @@ from tests.kernel.world import (
     Watch,
     World,
     compile_c,
-    wait_until,
+    rule,
 )
+from tests.lab.lab import wait_until
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -153,6 +154,8 @@ def test_another_network_namespace_is_no_way_out(
         assert watch.one().src[1]
 
 
+NOWHERE = rule(name="nowhere", to=[NOWHERE4])
+
 # ---- let pass, and then nothing was sent
 
 
@@ -165,14 +168,14 @@ def not_sent(watch: Watch) -> None:
 
 
 def test_no_route_is_told_at_close(world: World, watch: Watch) -> None:
-    watch.apply(rule_nowhere())
+    watch.apply(NOWHERE)
     assert world.control(partial(plain, NOWHERE4)).errno == errno.ENETUNREACH
     assert world.act(partial(plain, NOWHERE4)).errno == errno.ENETUNREACH
     not_sent(watch)
 
 
 def test_no_route_by_multipath_is_told_at_close(world: World, watch: Watch) -> None:
-    watch.apply(rule_nowhere())
+    watch.apply(NOWHERE)
     act = partial(routes.multipath, NOWHERE4)
     assert world.control(act).errno == errno.ENETUNREACH
     assert world.act(act).errno == errno.ENETUNREACH
@@ -180,7 +183,7 @@ def test_no_route_by_multipath_is_told_at_close(world: World, watch: Watch) -> N
 
 
 def test_no_route_is_told_at_the_next_connect(world: World, watch: Watch) -> None:
-    watch.apply(ALLOW_MX + rule_nowhere())
+    watch.apply(ALLOW_MX + NOWHERE)
 
     def act() -> int:
         with socket.socket() as client:
@@ -244,9 +247,3 @@ def test_connecting_twice_is_one_attempt(world: World, watch: Watch) -> None:
 
     assert world.act(act).value == errno.EISCONN
     watch.one()
-
-
-def rule_nowhere() -> str:
-    from tests.kernel.world import rule
-
-    return rule(name="nowhere", to=[NOWHERE4])

@@ -230,12 +230,11 @@ class World:
 
 def _read_all(servers: list[socket.socket], stop: socket.socket) -> None:
     with selectors.DefaultSelector() as ready:
-        for sock in (*servers, stop):
-            ready.register(sock, selectors.EVENT_READ)
+        for source in (*servers, stop):
+            ready.register(source, selectors.EVENT_READ)
         while True:
             for key, _ in ready.select():
-                sock = key.fileobj
-                assert isinstance(sock, socket.socket)
+                sock: Any = key.fileobj
                 if sock is stop:
                     return
                 if sock in servers:
