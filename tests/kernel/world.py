@@ -192,11 +192,13 @@ class World:
             setns(before, CLONE_NEWNET)
             os.close(before)
 
-    def listen(self, netns: int, address: str, port: int = SMTP) -> socket.socket:
+    def listen(
+        self, netns: int, address: str, port: int = SMTP, proto: int = 0
+    ) -> socket.socket:
         """Listen in a namespace; the kernel shakes hands with no accept()."""
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         with self.inside(netns):
-            server = socket.socket(family)
+            server = socket.socket(family, proto=proto)
         server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         server.setsockopt(socket.IPPROTO_TCP, TCP_FASTOPEN, 64)
         server.bind((address, port))
