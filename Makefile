@@ -50,8 +50,7 @@ demo: setup ## a rogue script against a mail host, in network namespaces
 
 .PHONY: bench
 bench: setup ## the figures of docs/, measured on this machine
-	@set -e; for bench in $(notdir $(basename $(wildcard tests/bench/bench_*.py))); \
-	do $(PYTHON) -m tests.bench.$$bench $(ARGS); done
+	@$(PYTHON) -m tests.bench $(ARGS)
 
 .PHONY: lint
 lint: ## what tests/house checks: style, types, layers

@@ -31,9 +31,7 @@ def _dimensions(site: Site, programs: list[Path]) -> dict[str, Callable[[int], s
         "users": lambda n: f"user = {0 if n == last else 100_000 + n}",
         "programs": exe,
         "prefixes": lambda n: (
-            f'to = "127.0.0.0/{8 if n == last else 9}"'
-            if n == last
-            else f'to = "127.{n // 16 + 16}.{n}.0/24"'
+            'to = "127.0.0.0/8"' if n == last else f'to = "127.{n // 16 + 16}.{n}.0/24"'
         ),
         "units": lambda n: (
             f'unit = "/{unit}"' if n == last else f'unit = "site-{n:03}.service"'
