@@ -53,17 +53,14 @@ def paths(client: socket.socket) -> int:
     return int(struct.unpack_from("B", raw)[0])  # mptcpi_subflows
 
 
-def take(
-    server: socket.socket, child: Child, until: int, watch: Watch
-) -> tuple[int, int]:
+def take(server: socket.socket, child: Child, until: int, watch: Watch) -> Any:
     connection, _ = server.accept()
     with connection:
         assert connection.recv(100) == b"EHLO x\r\n"
         connection.sendall(b"250\n")
         if until:
             wait_until(lambda: len(watch.connects()) == until, "all paths judged", 10)
-    result: tuple[int, int] = child.finish().value
-    return result
+    return child.finish().value
 
 
 def test_one_path(world: World, watch: Watch) -> None:
@@ -137,3 +134,28 @@ def test_a_further_path_of_a_users_is_denied(
     assert (first.verdict, first.src) == (Verdict.ALLOW, (HOST4, port))
     assert second.verdict is Verdict.DENY
     assert watch.closed().connection == first.connection
+
+
+def test_a_further_path_does_not_undo_a_redirect(
+    world: World, watch: Watch, two_paths: None
+) -> None:
+    """The program is told of the peer it asked for, however many paths there are."""
+
+    def act() -> tuple[tuple[str, int], tuple[str, int]]:
+        os.setresuid(33, 33, 33)
+        with socket.socket(proto=IPPROTO_MPTCP) as client:
+            client.settimeout(10)
+            client.connect((MX4, SMTP))
+            client.sendall(b"EHLO x\r\n")
+            first = client.getpeername()
+            assert client.recv(100) == b"250\n"
+            client.recv(1)
+            return first, client.getpeername()
+
+    watch.apply(rule("redirect", user=33) + f'[redirect]\nto = "{HOST4}:{SMTP}"\n')
+    with world.listen(world.host, HOST4, proto=IPPROTO_MPTCP) as server:
+        child = Child(act, world.guarded)
+        peers = take(server, child, 2, watch)
+    assert peers == ((MX4, SMTP), (MX4, SMTP))
+    first, second = watch.connects()
+    assert (first.via, second.via[1]) == ((HOST4, SMTP), 0)

@@ -99,6 +99,12 @@ class Child:
             os._exit(status)
         os.close(write)
 
+    def ends_well(self) -> None:
+        """Wait for its end, for a function that executed another program."""
+        _, status = os.waitpid(self.pid, 0)
+        os.close(self._read)
+        assert status == 0, f"wait status {status:#x}"
+
     def kill(self) -> None:
         """End it, whatever it does."""
         os.kill(self.pid, signal.SIGKILL)
