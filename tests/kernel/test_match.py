@@ -383,3 +383,23 @@ def test_a_copy_elsewhere_is_another_file(
         assert judged(world, copy) == errno.EPERM
     finally:
         copy.unlink()
+
+
+def test_a_reused_inode_number_is_another_file(
+    world: World, watch: Watch, mta: Path, programs: Path
+) -> None:
+    """Also root's, so only the inode's generation tells them apart."""
+    watch.apply(rule(exe=str(mta)))
+    assert judged(world, mta) == 0
+    content, inode = mta.read_bytes(), mta.stat().st_ino
+    mta.unlink()
+    for number in range(500):
+        heir = mta.with_name(f"heir{number}")
+        heir.write_bytes(content)
+        if heir.stat().st_ino == inode:
+            break
+    else:
+        pytest.skip("this file system did not reuse the inode number")
+    heir.chmod(0o755)
+    assert judged(world, heir) == errno.EPERM
+    assert watch.connects()[-1].exe_inode == inode

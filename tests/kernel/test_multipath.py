@@ -12,6 +12,7 @@ import struct
 import subprocess
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import pytest
 
