@@ -295,13 +295,14 @@ class Site:
         self._loads.remove(load)
         return tally
 
-    def entries(self) -> list[dict[str, str]]:
-        """Give every entry of guardd's in the journal: fields without prefix."""
+    def entries(self, kind: str = "") -> list[dict[str, str]]:
+        """Give guardd's entries in the journal, of one kind: fields without prefix."""
         self.journald.sync()
         fields = ["MESSAGE", *(f"SMTPGUARD_{name}" for name in READ_FIELDS)]
         done = subprocess.run(
             ["journalctl", "-q", "--no-pager", "-o", "json", "--all"]
             + ["-D", str(self.journald.directory), "SYSLOG_IDENTIFIER=guardd"]
+            + [f"SMTPGUARD_KIND={kind}"] * bool(kind)
             + [f"--output-fields={','.join(fields)}"],
             stdout=subprocess.PIPE,
             text=True,

@@ -7,7 +7,7 @@ import signal
 import time
 
 from guard.abi import Counter
-from tests.faults.site import Site, Tally, policy, summary
+from tests.faults.site import Site, policy, summary
 
 
 def test_a_full_ring_is_counted_and_told(site: Site) -> None:
@@ -46,36 +46,25 @@ def test_lost_ends_of_connections_are_told(site: Site) -> None:
     ledger = site.settled(guardd)
     assert len(ledger.findings) + ledger.lost == 1000
     assert site.count(Counter.LOST_CLOSED) > 100
-    closed = sum(entry["KIND"] == "closed" for entry in site.entries())
+    closed = len(site.entries("closed"))
     # the end of a connection whose beginning was lost is told all the same
     assert closed + site.count(Counter.LOST_CLOSED) == 1000
-    [lost] = [entry for entry in site.entries() if entry["KIND"] == "lost"]
+    [lost] = site.entries("lost")
     assert "ends of connections" in lost["MESSAGE"]
 
 
 def test_a_flood_does_not_keep_guardd_from_telling_or_ending(site: Site) -> None:
-    """More than can be written, without end: summaries, losses, SIGTERM all wait
-    behind events that never stop."""
-    guardd = site.start("--ring-bytes", "65536")
-    loads = [site.load(), site.load()]
-    guardd.until(
-        lambda: any(entry["KIND"] == "lost" for entry in site.entries()),
-        "a LOST finding while the flood goes on",
-    )
+    """More than can be written, without end: libbpf's poll() would not return, and
+    losses, notices and SIGTERM would wait behind events that never stop."""
+    guardd = site.start()
+    load = site.load()
+    guardd.until(lambda: site.entries("lost"), "a LOST finding during the flood")
     site.write_policy("nonsense")
     guardd.reload()
-    guardd.until(
-        lambda: any(entry["KIND"] == "policy-refused" for entry in site.entries()),
-        "a notice while the flood goes on",
-    )
+    guardd.until(lambda: site.entries("policy-refused"), "a notice during the flood")
     began = time.monotonic()
     assert guardd.end() == 0
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 4
     assert "stay queued" not in guardd.said()
-    for load in loads:
-        load.send_signal(signal.SIGTERM)
-        tally = Tally.of(load)
-        assert tally.denied == tally.tried
-    site.write_policy(policy(site.port))
-    ledger = site.settled(site.start())
-    assert ledger.accounted == ledger.judged, summary([ledger])
+    tally = site.tally(load)
+    assert tally.denied == tally.tried > 10_000

@@ -128,7 +128,7 @@ def test_a_restart_under_load_denies_no_lawful_connect(site: Site) -> None:
     site.install(lawful)
     site.write_policy(policy(site.port, allow=f'exe = "{lawful}"'))
     guardd = site.start()
-    loads = [site.load(program=lawful), site.load()]
+    loads = [site.load(0, 50, lawful), site.load(0, 50)]
     for turn in range(8):
         guardd.end() if turn % 2 else guardd.process.kill()
         guardd.process.wait()
