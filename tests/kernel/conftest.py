@@ -13,7 +13,7 @@ import pytest
 
 from guard.hosts import own_addresses
 from guard.kernel import Guard
-from tests.kernel.world import Watch, World, compile_c
+from tests.kernel.world import PROGRAMS, PROGRAMS_PREFIX, Watch, World, compile_c
 
 
 @pytest.fixture(scope="session")
@@ -65,7 +65,7 @@ def caller(programs: Path) -> Path:
 @pytest.fixture(scope="session")
 def programs() -> Iterator[Path]:
     """A folder that only root can write, all the way up, and all can read."""
-    folder = Path(tempfile.mkdtemp(prefix="smtp-guard-test-", dir="/var/lib"))
+    folder = Path(tempfile.mkdtemp("", f"{PROGRAMS_PREFIX}{os.getpid()}-", PROGRAMS))
     os.chmod(folder, 0o755)
     yield folder
     shutil.rmtree(folder)

@@ -47,6 +47,8 @@ SILENT4 = "192.0.2.77"  # on the wire, but nobody has it: no answer to ARP
 SMTP = 25
 PREFIX = "smtp-guard-test-"
 BPFFS = Path("/sys/fs/bpf")
+# Root's alone all the way up, and with room to execute: not so /tmp.
+PROGRAMS, PROGRAMS_PREFIX = Path("/var/lib"), "smtp-guard-programs-"
 
 HOST_NETWORK = f"""\
 link set lo up
@@ -137,14 +139,16 @@ def _outcome(
 
 def sweep() -> None:
     """Remove what worlds left whose process was killed before it could."""
-    for top in (kernel.find_cgroup2(), BPFFS):
-        for path in top.glob(f"{PREFIX}*"):
-            maker = path.name.removeprefix(PREFIX).split("-")[0]
+    places: tuple[tuple[Path, str, Callable[[Path], object]], ...] = (
+        (kernel.find_cgroup2(), PREFIX, kill_cgroup),
+        (BPFFS, PREFIX, shutil.rmtree),
+        (PROGRAMS, PROGRAMS_PREFIX, shutil.rmtree),
+    )
+    for top, prefix, remove in places:
+        for path in top.glob(f"{prefix}*"):
+            maker = path.name.removeprefix(prefix).split("-")[0]
             if not Path("/proc", maker).exists():
-                if top == BPFFS:
-                    shutil.rmtree(path)
-                else:
-                    kill_cgroup(path)
+                remove(path)
 
 
 class World:
