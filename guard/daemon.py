@@ -135,8 +135,9 @@ class Daemon:
 
     def _apply(self, policy: Policy) -> None:
         """Put a policy in force, name its rules from now on, watch its files."""
-        since_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         put_in_force(self._guard, policy)
+        # after, not before: the one store that switches is near the end of it
+        since_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         self._policy = policy
         self._naming.use_rules(since_ns, policy.rule_name)
         self._files.watch(policy.watch)

@@ -191,7 +191,7 @@ def brief(error: GuardError) -> str:
 
     ASCII, because the record is JSON: another letter would take six bytes.
     """
-    return str(error).encode("ascii", "backslashreplace")[:1000].decode()
+    return str(error).encode("ascii", "backslashreplace")[:500].decode()
 
 
 def policy_notice(policy: Policy, path: Path) -> Notice:
