@@ -140,7 +140,7 @@ static __noinline int report_without_storage(struct bpf_sock_addr *ctx,
 /* Judge one connect(), and report it now or once its source port is known. */
 static __noinline int on_connect(struct bpf_sock_addr *ctx, struct where *where)
 {
-	u32 slot = control.slot & 1, burst, repeat = 0, refuse;
+	u32 slot = control.slot & 1, burst, often = 0, repeat = 0, refuse;
 	struct decision decision = {};
 	const struct policy *policy;
 	struct fold_key key;
@@ -167,9 +167,12 @@ static __noinline int on_connect(struct bpf_sock_addr *ctx, struct where *where)
 	if (policy->window_ns && !decision.quiet) {
 		now = bpf_ktime_get_boot_ns();
 		fold_key(&key, policy, where, now, &decision);
-		row = bpf_map_lookup_elem(&folds, &key);
-		if (row)
-			repeat = fold_repeat(row, burst, now);
+		often = attempts_before(&key) >= burst;
+		row = often ? bpf_map_lookup_elem(&folds, &key) : 0;
+		if (row) {
+			fold_repeat(row, now);
+			repeat = 1;
+		}
 		if (repeat && refuse)
 			return REFUSE;
 	}
@@ -184,8 +187,8 @@ static __noinline int on_connect(struct bpf_sock_addr *ctx, struct where *where)
 		goto out;
 	}
 	fill_event(ctx, &conn->fold.first, policy, where, &decision);
-	if (policy->window_ns && !decision.quiet && !row)
-		repeat = fold_begin(&key, conn, burst, now);
+	if (often && !row)
+		repeat = fold_begin(&key, conn, now);
 
 	conn->report = REPORT_SILENT;
 	if (decision.quiet) {

@@ -56,36 +56,45 @@ static __always_inline void fold_key(struct fold_key *key,
 	__builtin_memcpy(key->address, where->address, 16);
 }
 
-/*
- * A further attempt of an identity: 1 when it is one too many for this window
- * and only counted, 0 when it makes an event of its own.
- */
-static __always_inline int fold_repeat(struct fold *row, u32 burst, u64 now)
+/* How often this identity has tried before within the window. */
+static __always_inline u64 attempts_before(const struct fold_key *key)
 {
-	if (__sync_fetch_and_add(&row->seen, 1) < burst)
+	u64 one = 1, *n = bpf_map_lookup_elem(&attempts, key);
+
+	if (!n && !bpf_map_update_elem(&attempts, key, &one, BPF_NOEXIST))
 		return 0;
+	if (!n) /* another thread was quicker */
+		n = bpf_map_lookup_elem(&attempts, key);
+	return n ? __sync_fetch_and_add(n, 1) : 0;
+}
+
+/* Only count an attempt, in a row that is there. */
+static __always_inline void fold_repeat(struct fold *row, u64 now)
+{
 	__sync_fetch_and_add(&row->folded, 1);
 	row->last_ns = now;
 	count(COUNT_FOLDED);
-	return 1;
 }
 
-/* The first attempt of an identity in this window; *conn holds its event. */
+/* Only count an attempt, the first such; 0: no room, it makes an event. */
 static __always_inline int fold_begin(struct fold_key *key, struct conn *conn,
-				      u32 burst, u64 now)
+				      u64 now)
 {
 	struct fold *row;
 
-	conn->fold.seen = 1;
-	conn->fold.folded = 0;
+	conn->fold.folded = 1;
 	conn->fold.last_ns = now;
-	if (!bpf_map_update_elem(&folds, key, &conn->fold, BPF_NOEXIST))
-		return 0;
+	if (!bpf_map_update_elem(&folds, key, &conn->fold, BPF_NOEXIST)) {
+		count(COUNT_FOLDED);
+		return 1;
+	}
 	row = bpf_map_lookup_elem(&folds, key); /* another thread was quicker */
-	if (row)
-		return fold_repeat(row, burst, now);
-	count(COUNT_NO_FOLD);
-	return 0;
+	if (!row) {
+		count(COUNT_NO_FOLD);
+		return 0;
+	}
+	fold_repeat(row, now);
+	return 1;
 }
 
 /* Let pass, but its socket never sent a SYN: say so before it is forgotten. */

@@ -300,10 +300,9 @@ struct fold_key {
 };
 
 struct fold {
-	unsigned long long seen;
-	unsigned long long folded;
+	unsigned long long folded; /* connects that made no event */
 	unsigned long long last_ns;
-	struct event first;
+	struct event first; /* of those */
 };
 
 /* ---- arguments of the two programs that user space runs by hand */

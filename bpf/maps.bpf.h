@@ -90,6 +90,7 @@ struct {
 	__type(value, struct about);
 } about SEC(".maps");
 
+/* Sized when it is loaded, see usual_ring_bytes() in guard/kernel.py. */
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 4 << 20);
@@ -111,7 +112,18 @@ struct {
 	__type(value, struct event);
 } owners SEC(".maps");
 
-/* One row for an identity that repeats itself, two windows at most. */
+/*
+ * How often an identity has tried within a window. One that is pushed out by
+ * others begins at 0 again: more events than need be, none the less.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 16384);
+	__type(key, struct fold_key);
+	__type(value, u64);
+} attempts SEC(".maps");
+
+/* A row for each that tried too often; 3.2 KB, two windows at most. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 8192);

@@ -338,7 +338,6 @@ class Fold(c.Structure):
     """struct fold."""
 
     _fields_ = [
-        ("seen", c.c_uint64),
         ("folded", c.c_uint64),
         ("last_ns", c.c_uint64),
         ("first", RawEvent),

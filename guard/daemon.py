@@ -258,7 +258,8 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         "--ring-bytes",
         type=int,
         metavar="N",
-        help="size of a new ring, a power of two (default 4194304)",
+        help="size of a new ring, a power of two (default: a 64th of the memory, "
+        "4 to 64 MiB)",
     )
     parser.add_argument(
         "--foreground",

@@ -22,6 +22,7 @@ import psutil
 
 from guard import abi, libbpf
 from guard.errors import AbiMismatch, KernelError, NotLoaded
+from guard.ringbuf import ring_backlog
 from guard.tables import KEY0, MAPS, Tables, netns_cookie
 
 DEFAULT_PIN_DIR = Path("/sys/fs/bpf/smtp-guard")
@@ -49,6 +50,19 @@ class Attachment:
     program_id: int
     tag: str
     cgroup_id: int
+
+
+def usual_ring_bytes() -> int:
+    """Give the size of a new ring: a 64th of the memory, 4 to 64 MiB.
+
+    64 MiB hold 20,000 connections made within seconds, and their ends, however
+    slow journald is meanwhile (tests/kernel/test_storm.py). A power of two.
+    """
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    size = 64 << 20
+    while size > 4 << 20 and size > memory // 64:
+        size >>= 1
+    return size
 
 
 def is_loaded(pin_dir: Path) -> bool:
@@ -149,8 +163,8 @@ class Guard(Tables):
         """Load our programs beside those that may be in force; see attach().
 
         Maps of this contract version that are pinned already are kept with all
-        they hold. ring_bytes, a power of two, only counts for a ring that does
-        not exist yet. Raises KernelError or AbiMismatch.
+        they hold. ring_bytes (a power of two; None: the usual size) only counts
+        for a ring that does not exist yet. Raises KernelError or AbiMismatch.
         """
         ensure_bpffs(pin_dir)
         home = pin_dir / f"v{abi.ABI}"
@@ -166,8 +180,7 @@ class Guard(Tables):
                 if not fresh:
                     ring = libbpf.Map(libbpf.get_pinned(home / "ring"))
                     ring_bytes = ring.max_entries
-                if ring_bytes is not None:
-                    obj.set_max_entries("ring", ring_bytes)
+                obj.set_max_entries("ring", ring_bytes or usual_ring_bytes())
                 obj.load()
                 if fresh:
                     _begin(home)
@@ -192,7 +205,7 @@ class Guard(Tables):
         for folder in self.pin_dir.glob("v*"):
             if folder != self.home:
                 with contextlib.suppress(KernelError), _opened(folder / "ring") as ring:
-                    self.abandoned += libbpf.ring_backlog(ring)
+                    self.abandoned += ring_backlog(ring)
                 _remove(folder)
 
     def attach(self, cgroup: Path) -> None:

@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import ctypes as c
 import errno
-import mmap
 import os
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +56,6 @@ _RETURNS: dict[str, Any] = {
     "bpf_object__find_map_by_name": c.c_void_p,
     "bpf_object__find_program_by_name": c.c_void_p,
     "bpf_object__btf": c.c_void_p,
-    "ring_buffer__new": c.c_void_p,
-    "ring_buffer__free": None,
     "btf__type_by_id": c.c_void_p,
     "btf__name_by_offset": c.c_char_p,
     "btf__resolve_size": c.c_int64,
@@ -415,62 +411,3 @@ class Object:
                 },
             )
         return layouts
-
-
-class RingBuffer:
-    """The consumer of a ring map: one callback a sample, in order.
-
-    libbpf frees a sample's room only after the callback has returned, so a
-    process that dies inside it leaves the sample to the next one.
-    """
-
-    _CALLBACK = c.CFUNCTYPE(c.c_int, c.c_void_p, c.c_void_p, c.c_size_t)
-
-    def __init__(self, fd: int, handler: Callable[[bytes], bool]) -> None:
-        """Map the ring behind fd; handler must not raise, and ends a poll() or
-        consume() by giving False: where samples come faster than they are
-        handled, libbpf would never return.
-        """
-
-        def sample(_: int, data: int, size: int) -> int:
-            return 0 if handler(c.string_at(data, size)) else -errno.ECANCELED
-
-        self._callback = self._CALLBACK(sample)  # kept: libbpf holds a pointer
-        self._pointer = c.c_void_p(
-            _pointer(
-                _lib.ring_buffer__new(fd, self._callback, None, None),
-                "cannot map the ring",
-            )
-        )
-
-    def poll(self, timeout_ms: int) -> None:
-        """Wait for samples and handle them."""
-        result = _lib.ring_buffer__poll(self._pointer, timeout_ms)
-        if result not in (-errno.EINTR, -errno.ECANCELED):
-            _check(result, "cannot poll the ring")
-
-    def consume(self) -> None:
-        """Handle what is there without waiting."""
-        result = _lib.ring_buffer__consume(self._pointer)
-        if result != -errno.ECANCELED:
-            _check(result, "cannot read the ring")
-
-    def close(self) -> None:
-        """Unmap the ring."""
-        _lib.ring_buffer__free(self._pointer)
-
-
-def ring_backlog(fd: int) -> int:
-    """Give how many bytes of a ring map wait to be read.
-
-    Its two positions stand on pages of their own before the data, see
-    Documentation/bpf/ringbuf.rst.
-    """
-    positions = []
-    for page in range(2):
-        with mmap.mmap(
-            fd, mmap.PAGESIZE, access=mmap.ACCESS_READ, offset=page * mmap.PAGESIZE
-        ) as view:
-            positions.append(int.from_bytes(view[:8], sys.byteorder))
-    consumed, produced = positions
-    return produced - consumed

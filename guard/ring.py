@@ -3,16 +3,16 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from guard import abi, libbpf
+from guard import abi
 from guard.abi import Counter
 from guard.errors import TornEvent
 from guard.event import Event, unpack_event
 from guard.kernel import Guard
+from guard.ringbuf import RingBuffer
 from guard.tables import wait_for_running_programs
 
 # Counters that stand for something a journal will never show, and why.
@@ -21,7 +21,6 @@ LOSSES = {
     Counter.LOST_CLOSED: "the ring was full: ends of connections",
     Counter.NO_STORAGE: "a socket took no record: source port and end not known",
     Counter.NO_OWNER: "too many connections at once: not in the map of owners",
-    Counter.NO_FOLD: "too many identities at once: repeats journalled one by one",
 }
 
 
@@ -43,38 +42,37 @@ class Ring:
         on_event: Callable[[Event], None],
         on_torn: Callable[[TornEvent], None],
     ) -> None:
-        """Read for these handlers, which must not raise.
+        """Read for these handlers.
 
-        An event's room in the ring is given free when its handler returns: one
-        that waits keeps it, and what follows, safe in the kernel.
+        An event's room in the ring is given free after its handler returned: one
+        that waits, or raises, keeps it and what follows safe in the kernel.
         """
+        self._on_event = on_event
+        self._on_torn = on_torn
+        self._buffer = RingBuffer(guard.map("ring").fd)
 
-        def handle(raw: bytes) -> bool:
+    def poll(self, timeout_ms: int, limit: int | None = None) -> int:
+        """Wait for events and handle them, at most limit; gives how many."""
+        self._buffer.wait(timeout_ms)
+        return self.consume(limit)
+
+    def consume(self, limit: int | None = None) -> int:
+        """Handle what is there without waiting, at most limit; gives how many.
+
+        Where events come faster than they are handled, only a limit ends it.
+        """
+        handled = 0
+        for raw in self._buffer.samples():
+            if handled == limit:  # this one stays in the ring
+                break
             try:
                 event = unpack_event(raw)
             except TornEvent as error:
-                on_torn(error)
+                self._on_torn(error)
             else:
-                on_event(event)
-            self._handled += 1
-            return self._handled < self._limit
-
-        self._guard = guard
-        self._handled = 0
-        self._limit = math.inf
-        self._buffer = libbpf.RingBuffer(guard.map("ring").fd, handle)
-
-    def poll(self, timeout_ms: int, limit: float = math.inf) -> int:
-        """Wait for events and handle them, at most limit; gives how many."""
-        self._handled, self._limit = 0, limit
-        self._buffer.poll(timeout_ms)
-        return self._handled
-
-    def consume(self, limit: float = math.inf) -> int:
-        """Handle what is there without waiting, at most limit; gives how many."""
-        self._handled, self._limit = 0, limit
-        self._buffer.consume()
-        return self._handled
+                self._on_event(event)
+            handled += 1
+        return handled
 
     def close(self) -> None:
         """Stop reading; what is in the ring stays there."""

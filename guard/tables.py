@@ -37,6 +37,7 @@ MAPS = {
     "ring": "ring",
     "counters": "counters",
     "owners": "owners",
+    "attempts": "attempts",
     "folds": "folds",
     "conns": "conns",
 }

@@ -15,7 +15,9 @@ from pathlib import Path
 from tests.journald import shared
 
 CHECKOUT = Path(__file__).resolve().parents[1]
-PROGRAMS = Path(sys.executable).parent
+GUARDD, GUARDCTL = (
+    str(Path(sys.executable).parent / p) for p in ("guardd", "guardctl")
+)
 PINS = "/sys/fs/bpf/smtp-guard-run"
 
 
@@ -29,12 +31,11 @@ def main(options: list[str]) -> int:
         print("Watching this host, denying nothing. Ctrl-C ends it and unloads.")
         print("In another terminal: guardctl who-connected", flush=True)
         guardd = subprocess.Popen(
-            [PROGRAMS / "guardd", "--policy", policy, "--pin-dir", PINS, "--foreground"]
-            + options,
+            [GUARDD, "--policy", policy, "--pin-dir", PINS, "--foreground"] + options,
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         status = guardd.wait()
-        unload = [PROGRAMS / "guardctl", "--pin-dir", PINS, "unload"]
+        unload = [GUARDCTL, "--pin-dir", PINS, "unload"]
         if Path(PINS).exists():
             subprocess.run(unload, check=False)
     return status

@@ -14,8 +14,8 @@ from guard.abi import Counter
 from guard.errors import EX_UNAVAILABLE
 from guard.force import daemon_pid
 from guard.kernel import HOOKS, Guard
-from guard.libbpf import ring_backlog
 from guard.ring import LOSSES
+from guard.ringbuf import ring_backlog
 from guard.tables import guarded_ports
 from guard.text import printable
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import count
 
 from guard.errors import JournalError
@@ -24,6 +25,16 @@ WINDOW = 1000
 # Ends whose beginning is further back, when reading backwards.
 ENDS = 10_000
 
+# Kinds of entry that stand for a connect(), or for several.
+_BEGINNINGS = (
+    Kind.DENIED.value,
+    Kind.WOULD_DENY.value,
+    Kind.REDIRECTED.value,
+    Kind.ALLOWED.value,
+    Kind.LOCAL.value,
+    Kind.SUMMARY.value,
+    Kind.PRE_EXISTING.value,
+)
 _CLOSED = Kind.CLOSED.value.encode()
 _SUMMARY = Kind.SUMMARY.value.encode()
 # What the end of a connection knows better than its beginning.
@@ -73,6 +84,8 @@ def connections(
     were at the connect(). A SUMMARY stands for `count` connections. torn is told
     of every entry that cannot be read. Raises JournalError and BadQuery.
     """
+    if not ends and not wanted.kinds:
+        wanted = replace(wanted, kinds=_BEGINNINGS)  # half of the entries
     accept = wanted.accepts()
     window = _Window(journal, newest_first)
     walk = journal.backward if newest_first else journal.forward
@@ -113,11 +126,14 @@ class _Window:
         self._backwards = newest_first
         self._heap: list[tuple[int, int, Entry]] = []
         self._number = count()
+        self._names: dict[bytes, None] = {}  # of the last beginnings, oldest first
         self._open: dict[bytes, Entry] = {}  # without an end so far
         self._ends: dict[bytes, Entry] = {}  # read before their beginning
 
     def begin(self, entry: Entry, ends: bool) -> Iterator[Entry]:
         """Take a beginning in; give the one that need wait no longer."""
+        if self._is_double(entry):
+            return
         if ends and (name := _awaits_end(entry)):
             if end := self._ends.pop(name, None):
                 entry.update(end)
@@ -129,6 +145,20 @@ class _Window:
         )
         if len(self._heap) > WINDOW:
             yield self._next()
+
+    def _is_double(self, entry: Entry) -> bool:
+        """Tell whether it was there: a guardd that is killed with an event in hand
+        may have written it, and the next one writes it again.
+        """
+        name = entry.get("SMTPGUARD_CONNECTION")
+        if not isinstance(name, bytes) or entry.get("SMTPGUARD_KIND") == _SUMMARY:
+            return False
+        if name in self._names:
+            return True
+        self._names[name] = None
+        if len(self._names) > WINDOW:
+            del self._names[next(iter(self._names))]
+        return False
 
     def end(self, entry: Entry) -> None:
         """Take an end in: to its beginning, or kept for it when backwards."""

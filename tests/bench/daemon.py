@@ -8,7 +8,7 @@ import sys
 import time
 from statistics import median
 
-from guard import libbpf
+from guard.ringbuf import ring_backlog
 from tests.bench.figure import Figure
 from tests.faults.site import CHECKOUT, Site, policy
 from tests.faults.test_notify import resident_kb
@@ -57,7 +57,7 @@ def memory(site: Site) -> list[Figure]:
     ring = site.guard.map("ring")
     for _ in range(FINDINGS // 1000):
         site.connect(1000)
-        guardd.until(lambda: not libbpf.ring_backlog(ring.fd), "an empty ring", 60)
+        guardd.until(lambda: not ring_backlog(ring.fd), "an empty ring", 60)
     return [
         Figure.at_most(
             f"guardd's resident memory after {FINDINGS} findings",

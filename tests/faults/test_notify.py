@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from guard import libbpf
+from guard.ringbuf import ring_backlog
 from tests.faults.site import Guardd, Site
 
 RSS_LIMIT_KB = 45 * 1024
@@ -56,7 +56,7 @@ def test_memory_after_20000_findings(site: Site) -> None:
     ring = site.guard.map("ring")
     for _ in range(20):
         assert site.connect(1000).denied == 1000
-        guardd.until(lambda: not libbpf.ring_backlog(ring.fd), "an empty ring")
+        guardd.until(lambda: not ring_backlog(ring.fd), "an empty ring")
     ledger = site.settled(guardd)
     assert len(ledger.findings) == 20000
     assert ledger.lost == ledger.doubles == 0

@@ -15,11 +15,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from guard import abi, libbpf
+from guard import abi
 from guard.errors import TornEvent
 from guard.event import HEADER_SIZE, unpack_event
 from guard.journal import fields
 from guard.origin import Naming
+from guard.ringbuf import RingBuffer
 from tests.faults.site import Site
 
 FULL = ctypes.sizeof(abi.RawEvent)
@@ -44,16 +45,9 @@ def real(tmp_path_factory: pytest.TempPathFactory, connects: Path) -> Iterator[b
     with Site(tmp_path_factory.mktemp("torn"), connects) as site:
         site.start().end()
         site.connect(1)
-        seen: list[bytes] = []
-
-        def take(raw: bytes) -> bool:
-            seen.append(raw)
-            return True
-
-        ring = libbpf.RingBuffer(site.guard.map("ring").fd, take)
-        ring.consume()
+        ring = RingBuffer(site.guard.map("ring").fd)
+        [raw] = ring.samples()
         ring.close()
-        [raw] = seen
         yield raw
 
 

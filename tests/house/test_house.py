@@ -25,6 +25,7 @@ STAGES = [
     "event",
     "policy",
     "libbpf",
+    "ringbuf",
     "tables",
     "kernel",
     "ring",
@@ -48,7 +49,6 @@ PYTHON_LINES, C_LINES = 450, 300
 # Longer, and why: one thing with no seam to cut it at.
 LONGER = {
     "bpf/guard.h": 350,  # the contract, which both sides read as one
-    "guard/libbpf.py": 500,  # one wrapper a call of the library
 }
 
 NO_SPDX = {".md", ".gitignore", "LICENSE", ".json"}

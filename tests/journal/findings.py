@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 from typing import Any
 
@@ -13,6 +14,7 @@ from guard.finding import Finding, Kind, Notice, Process
 from guard.journal import NOTICES
 
 BOOT = "c3e7caf302f84c289c136585bbc253b9"
+_numbers = itertools.count(1)
 
 
 def now_us() -> int:
@@ -66,7 +68,10 @@ PLAIN = Finding(
 
 def finding(kind: Kind = Kind.DENIED, **changes: Any) -> Finding:
     """Give a plain finding of now; what a kind implies is set as guardd does."""
-    implied: dict[str, Any] = {"time_us": now_us()}
+    implied: dict[str, Any] = {
+        "time_us": now_us(),
+        "connection": f"{BOOT}-{next(_numbers)}",
+    }
     if kind is Kind.WOULD_DENY:
         implied |= {"mode": "observe", "outcome": "syn-sent"}
     elif kind is Kind.ALLOWED:

@@ -140,6 +140,18 @@ def test_many_open_connections_end_each_at_its_own_row(store: Store) -> None:
         assert all(row.bytes_sent == int(row.connection) for row in found)
 
 
+@pytest.mark.parametrize("newest_first", [False, True])
+def test_a_finding_written_twice_is_one_row(store: Store, newest_first: bool) -> None:
+    """guardd was killed with it in hand: the next one writes it again."""
+    one = finding(Kind.DENIED, connection="one")
+    other = finding(Kind.LOCAL, connection="other")
+    end = dataclasses.replace(other, kind=Kind.CLOSED, outcome="closed")
+    journal = store(one, one, other, other, end)
+    found = list(connections(journal, Filter(), pytest.fail, newest_first=newest_first))
+    assert sorted(names(found)) == ["one", "other"]
+    assert {row.connection: row.outcome for row in found}["other"] == "closed"
+
+
 def test_rows_are_in_order_of_time(store: Store) -> None:
     start = now_us()
     times = [start + 1000 * n for n in range(300)]

@@ -32,7 +32,6 @@ PER_STORM = HOW_MANY // STORMS
 LIMIT = 60  # seconds
 # All that they cause fits: nothing is lost however little of the CPU a reader or
 # journald gets. An event here has 1,000 bytes.
-RING_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -140,12 +139,10 @@ def compare(said: Lives, found: list[Life]) -> None:
 
 @pytest.fixture
 def watched(world: World) -> Iterator[Watch]:
-    """A guard of the test's own, with a large ring; at world.base / "storm"."""
+    """A guard of the test's own, its ring of the usual size, at base / "storm"."""
     cgroup = world.base / "storm"
     cgroup.mkdir()
-    guard = Guard.load(
-        world.pin_dir.with_name(f"{world.name}-storm"), OBJECT, RING_BYTES
-    )
+    guard = Guard.load(world.pin_dir.with_name(f"{world.name}-storm"), OBJECT)
     try:
         watch = Watch(guard)
         watch.apply("")
@@ -186,7 +183,7 @@ def test_20000_short_lives_in_the_journal(
 ) -> None:
     with Site(tmp_path, storm.programs[0]) as site:
         site.write_policy('mode = "enforce"\n')
-        guardd = site.start("--ring-bytes", str(RING_BYTES))
+        guardd = site.start()
         start = time.monotonic()
         with storm.running(site.cgroup) as processes:
             said = storm.lives(processes)
