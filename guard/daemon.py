@@ -218,7 +218,7 @@ class Daemon:
         self._guard.set_about(pid=None, pid_started=None)
         if not self._scribe.stop(_STOP_SECONDS):
             sys.stderr.write(f"guardd: {self._scribe.trouble}; findings stay queued\n")
-        if self._options.foreground:
+        if self._options.foreground and not self._detached:
             mode = self._guard.mode.name.lower()
             sys.stderr.write(
                 f"guardd: ended; the guard stays in force ({mode}). To take it out:\n"

@@ -176,11 +176,11 @@ def daemon_pid(guard: Guard) -> int | None:
 
 
 def abandoned_notice(size: int) -> Notice:
-    """Make the finding that an upgrade left findings of the old one unread."""
+    """Make the finding that findings of an earlier load can no longer be read."""
     return Notice(
         Kind.LOST,
         time.time_ns() // 1000,
-        f"lost: {size} bytes of findings that the version before left unread",
+        f"lost: {size} bytes of findings that an earlier load left unread",
         priority=3,
         fields={"ABANDONED": str(size)},
     )

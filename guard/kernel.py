@@ -169,8 +169,10 @@ class Guard(Tables):
         ensure_bpffs(pin_dir)
         home = pin_dir / f"v{abi.ABI}"
         fresh = not is_loaded(pin_dir)
-        if fresh and home.exists():
-            _remove(home)  # a load that died half-way
+        unread = 0
+        if fresh and home.exists():  # a load that died half-way, or pins removed
+            unread = _unread(home)
+            _remove(home)
         home.mkdir(mode=0o700, exist_ok=True)
         try:
             with libbpf.Object(object_path) as obj:
@@ -191,6 +193,7 @@ class Guard(Tables):
                     libbpf.pin(obj.program(name), staged)
                     staged.rename(home / name)
             guard = cls(pin_dir)
+            guard.abandoned = unread
         except BaseException:
             if fresh:
                 _remove(home)
@@ -204,8 +207,7 @@ class Guard(Tables):
         """
         for folder in self.pin_dir.glob("v*"):
             if folder != self.home:
-                with contextlib.suppress(KernelError), _opened(folder / "ring") as ring:
-                    self.abandoned += ring_backlog(ring)
+                self.abandoned += _unread(folder)
                 _remove(folder)
 
     def attach(self, cgroup: Path) -> None:
@@ -337,6 +339,13 @@ def _clear(pin: Path) -> None:
             error.errno or 0,
             hint="it is no pin of the guard: take it away by hand",
         ) from None
+
+
+def _unread(folder: Path) -> int:
+    """Give how many bytes wait in a ring that nobody will read any more."""
+    with contextlib.suppress(KernelError), _opened(folder / "ring") as ring:
+        return ring_backlog(ring)
+    return 0
 
 
 def _remove(folder: Path) -> None:

@@ -33,6 +33,7 @@ def traffic(count: int, rare: bool) -> list[Finding]:
     dice = random.Random(25)
     scripts = [f"/srv/www/shop{n}/public" for n in range(300)]
     made: list[Finding] = []
+    rare_made = False
     while len(made) < count:
         n = len(made)
         lot = dice.random()
@@ -42,8 +43,8 @@ def traffic(count: int, rare: bool) -> list[Finding]:
                 uid = special
                 break
             lot -= share
-        if rare and n == count // 2:
-            uid = RARE
+        if rare and not rare_made and n >= count // 2:
+            uid, rare_made = RARE, True
         who = {
             "uid": uid,
             "user": f"u{uid}",
