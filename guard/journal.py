@@ -344,9 +344,7 @@ def read(entry: Mapping[str, Any]) -> Found:
 
 
 def _finding(kind: Kind, entry: Mapping[str, Any]) -> Finding:
-    known: dict[str, Any] = {}
-    for attribute, name, how in _REQUIRED:
-        known[attribute] = how(entry[name])
+    known = {attribute: how(entry[name]) for attribute, name, how in _REQUIRED}
     for attribute, name, how in _OPTIONAL:
         value = entry.get(name)
         known[attribute] = None if value is None else how(value)
