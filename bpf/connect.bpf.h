@@ -10,10 +10,16 @@
 
 enum { REFUSE = 0, PASS = 1 };
 
-static __always_inline int unguarded(u32 port)
+/* Read once a connect: what is guarded and what is allowed change together. */
+static __always_inline u32 live_slot(void)
+{
+	return *(volatile u32 *)&control.slot & 1;
+}
+
+static __always_inline int unguarded(u32 slot, u32 port)
 {
 	port &= 0xffff;
-	return control.unguarded[port >> 6] >> (port & 63) & 1;
+	return control.unguarded[slot][port >> 6] >> (port & 63) & 1;
 }
 
 static __always_inline int unfollowed(u32 port)
@@ -138,9 +144,10 @@ static __noinline int report_without_storage(struct bpf_sock_addr *ctx,
 }
 
 /* Judge one connect(), and report it now or once its source port is known. */
-static __noinline int on_connect(struct bpf_sock_addr *ctx, struct where *where)
+static __noinline int on_connect(struct bpf_sock_addr *ctx, u32 slot,
+				 struct where *where)
 {
-	u32 slot = control.slot & 1, burst, often = 0, repeat = 0, refuse;
+	u32 burst, often = 0, repeat = 0, refuse;
 	struct decision decision = {};
 	const struct policy *policy;
 	struct fold_key key;

@@ -47,6 +47,7 @@ static __always_inline void fold_key(struct fold_key *key,
 	__builtin_memset(key, 0, sizeof(*key));
 	key->window = now / policy->window_ns;
 	key->start_ns = BPF_CORE_READ(leader, start_boottime);
+	key->exec_id = BPF_CORE_READ(current_task(), self_exec_id);
 	key->pid = bpf_get_current_pid_tgid() >> 32;
 	key->uid = BPF_CORE_READ(current_task(), cred, euid.val);
 	key->rule = decision->rule;

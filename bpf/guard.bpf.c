@@ -7,8 +7,10 @@
  *  guard_peername4, 6  a redirected program sees the peer it asked for
  *  guard_release       report what was let pass and never sent a SYN
  *
- * Each begins with one compare of the port against control.unguarded, or its like
- * control.unfollowed: that is all a connection to any other port pays.
+ * Each but the last begins with one compare of the port against
+ * control.unguarded, or its like control.unfollowed: that is all a connection to
+ * any other port pays. A socket that is released has no port any more; there its
+ * state tells.
  */
 #include "byhand.bpf.h"
 #include "follow.bpf.h"
@@ -18,13 +20,13 @@ char LICENSE[] SEC("license") = "GPL";
 SEC("cgroup/connect4") int guard_connect4(struct bpf_sock_addr *ctx)
 {
 	struct where where = {};
-	u32 *word = (u32 *)where.address;
+	u32 *word = (u32 *)where.address, slot = live_slot();
 
 	where.port = bpf_ntohs(ctx->user_port);
-	if (unguarded(where.port) || ctx->type != SOCK_STREAM)
+	if (unguarded(slot, where.port) || ctx->type != SOCK_STREAM)
 		return PASS;
 	map_ipv4(where.address, ctx->user_ip4);
-	if (on_connect(ctx, &where) == REFUSE)
+	if (on_connect(ctx, slot, &where) == REFUSE)
 		return REFUSE;
 	ctx->user_ip4 = word[3];
 	ctx->user_port = bpf_htons(where.port);
@@ -34,16 +36,16 @@ SEC("cgroup/connect4") int guard_connect4(struct bpf_sock_addr *ctx)
 SEC("cgroup/connect6") int guard_connect6(struct bpf_sock_addr *ctx)
 {
 	struct where where = {};
-	u32 *word = (u32 *)where.address;
+	u32 *word = (u32 *)where.address, slot = live_slot();
 
 	where.port = bpf_ntohs(ctx->user_port);
-	if (unguarded(where.port) || ctx->type != SOCK_STREAM)
+	if (unguarded(slot, where.port) || ctx->type != SOCK_STREAM)
 		return PASS;
 	word[0] = ctx->user_ip6[0];
 	word[1] = ctx->user_ip6[1];
 	word[2] = ctx->user_ip6[2];
 	word[3] = ctx->user_ip6[3];
-	if (on_connect(ctx, &where) == REFUSE)
+	if (on_connect(ctx, slot, &where) == REFUSE)
 		return REFUSE;
 	ctx->user_ip6[0] = word[0];
 	ctx->user_ip6[1] = word[1];

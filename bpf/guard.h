@@ -81,6 +81,7 @@ enum event_flag {
 	FLAG_NO_STORAGE =
 		1 << 8, /* socket storage refused: no source port, no end */
 	FLAG_FOREIGN_NETNS = 1 << 9, /* not the guard's own network namespace */
+	FLAG_FOREIGN_USERNS = 1 << 10, /* it may have set the executable itself */
 };
 
 enum dimension {
@@ -205,8 +206,8 @@ struct control {
 	unsigned int slot; /* of policies, and of every key */
 	unsigned int abi;
 	unsigned long long home_netns; /* cookie of the guard's own */
-	/* bit set: the port is not guarded. Zero-filled: every port is. */
-	unsigned long long unguarded[65536 / 64];
+	/* a slot; bit set: the port is not guarded. Zero-filled: every port is. */
+	unsigned long long unguarded[2][65536 / 64];
 	/*
 	 * bit set: no connection to the port is followed. Bits are only cleared:
 	 * the ports of all policies so far, and those redirected to.
@@ -297,6 +298,7 @@ struct fold_key {
 	unsigned char direction;
 	unsigned short port;
 	unsigned char address[16];
+	unsigned long long exec_id; /* another program since, another identity */
 };
 
 struct fold {

@@ -97,7 +97,12 @@ struct mm_struct {
 	struct file *exe_file;
 };
 
+struct user_namespace {
+	int level; /* 0: the initial one */
+};
+
 struct cred {
+	struct user_namespace *user_ns;
 	kuid_t uid;
 	kuid_t gid; /* a kgid_t: one number as well */
 	kuid_t euid;
@@ -143,6 +148,7 @@ struct task_struct {
 	struct task_struct *real_parent;
 	struct task_struct *group_leader;
 	u64 start_boottime;
+	u64 self_exec_id;
 	const struct cred *cred;
 	char comm[COMM_LEN];
 	struct mm_struct *mm;

@@ -141,9 +141,9 @@ enum report {
 };
 
 /*
- * What a socket carries from connect() to its end. The kernel runs every hook
- * that touches it with the socket locked, so it needs no lock of its own and,
- * unlike a per-CPU scratch, survives preemption.
+ * What a socket carries from connect() to its end. The kernel runs the hooks that
+ * change it with the socket locked (and its release with nobody else left), so it
+ * needs no lock of its own and, unlike a per-CPU scratch, survives preemption.
  */
 struct conn {
 	u64 report;

@@ -202,6 +202,11 @@ static __always_inline void match_exe(const struct exe_key *key,
 		exe->word[w] |= row->word[w];
 }
 
+/*
+ * In a user namespace of its own anybody may say which file is its executable
+ * (PR_SET_MM_MAP wants no more than that namespace's CAP_CHECKPOINT_RESTORE), so
+ * there no rule that names one matches.
+ */
 __noinline int match_caller_exe(const struct policy *policy, u32 slot,
 				struct mask *exe)
 {
@@ -214,7 +219,8 @@ __noinline int match_caller_exe(const struct policy *policy, u32 slot,
 	if (!policy || !exe)
 		return 0;
 	fill(exe, &policy->any_exe);
-	if (!file || !only_root_writes(BPF_CORE_READ(file, f_inode)))
+	if (!file || !only_root_writes(BPF_CORE_READ(file, f_inode)) ||
+	    BPF_CORE_READ(current_task(), cred, user_ns, level))
 		return 0;
 	key_by_inode(&key, slot, BPF_CORE_READ(file, f_inode));
 	match_exe(&key, exe);

@@ -242,6 +242,8 @@ __noinline int capture(struct event *ev)
 		return 0;
 	if (BPF_CORE_READ(task, flags) & PF_KTHREAD)
 		ev->flags |= FLAG_KTHREAD;
+	if (BPF_CORE_READ(task, cred, user_ns, level))
+		ev->flags |= FLAG_FOREIGN_USERNS;
 	put_numbers(ev, task);
 	put_ancestors(ev, task);
 	if (exe)

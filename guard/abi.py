@@ -87,6 +87,7 @@ class Flag(enum.IntFlag):
     KTHREAD = 1 << 7
     NO_STORAGE = 1 << 8
     FOREIGN_NETNS = 1 << 9
+    FOREIGN_USERNS = 1 << 10
 
 
 class Dimension(enum.IntEnum):
@@ -235,7 +236,7 @@ class Control(c.Structure):
         ("slot", c.c_uint32),
         ("abi", c.c_uint32),
         ("home_netns", c.c_uint64),
-        ("unguarded", c.c_uint64 * (65536 // 64)),
+        ("unguarded", (c.c_uint64 * (65536 // 64)) * 2),
         ("unfollowed", c.c_uint64 * (65536 // 64)),
     ]
 
@@ -331,6 +332,7 @@ class FoldKey(c.Structure):
         ("direction", c.c_uint8),
         ("port", c.c_uint16),
         ("address", c.c_uint8 * 16),
+        ("exec_id", c.c_uint64),
     ]
 
 

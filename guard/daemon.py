@@ -22,7 +22,13 @@ from systemd import daemon as sd
 
 from guard import __version__, kernel
 from guard.abi import Counter
-from guard.errors import GuardError, KernelError, NotRoot, PolicyError
+from guard.errors import (
+    GuardError,
+    KernelError,
+    NotRoot,
+    PolicyError,
+    ScribeDied,
+)
 from guard.filewatch import FileWatch
 from guard.finding import Finding, Kind, Notice
 from guard.force import (
@@ -55,6 +61,7 @@ class Daemon:
         self._signals: set[int] = set()
         self._naming = Naming()
         self._detached = ""  # why the guard is not in force; "" when it is
+        self._unwatched = ""  # why files are not followed; "" when they are
 
     def start(self) -> None:
         """Put the guard in force. Raises GuardError, with nothing half done."""
@@ -71,8 +78,8 @@ class Daemon:
         self._files = FileWatch()
         self._policy = started.policy
         if started.policy:
-            self._naming.use_rules(0, started.policy.rule_name)
-            self._files.watch(started.policy.watch)
+            self._naming.use_rules(started.since_ns, started.policy.rule_name)
+            self._watch(started.policy)
         record_daemon(self._guard)
         self._scribe = Scribe(self._guard, self._naming, self._echo)
         self._scribe.start()
@@ -127,6 +134,7 @@ class Daemon:
         """
         if not self._files.changed() or self._policy is None:
             return
+        self._watch(self._policy)
         try:
             self._apply(refresh(self._policy))
         except GuardError as error:
@@ -140,7 +148,16 @@ class Daemon:
         since_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         self._policy = policy
         self._naming.use_rules(since_ns, policy.rule_name)
-        self._files.watch(policy.watch)
+        self._watch(policy)
+
+    def _watch(self, policy: Policy) -> None:
+        try:
+            self._files.watch(policy.watch)
+            self._unwatched = ""
+        except KernelError as error:
+            if not self._unwatched:
+                sys.stderr.write(f"guardd: {error.report()}\n")
+            self._unwatched = str(error)
 
     def _reload(self) -> None:
         now_us = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
@@ -164,8 +181,7 @@ class Daemon:
         Not by guardctl unload, which is refused while we run: by removing pins, or
         the cgroup.
         """
-        attached = {link.name for link in self._guard.attachments() if link.cgroup_id}
-        gone = [hook for hook in kernel.HOOKS if hook not in attached]
+        gone = self._guard.missing_hooks()
         if not gone:
             return
         known, self._detached = self._detached, ""
@@ -199,12 +215,13 @@ class Daemon:
             parts.insert(0, f"NOT IN FORCE: {self._detached}")
         if about.get("refused"):
             parts.append("new policy refused, the old one is in force")
+        if self._unwatched:
+            parts.append(f"replaced files are not followed: {self._unwatched}")
         if self._scribe.trouble:
             parts.append(f"journald does not take findings: {self._scribe.trouble}")
-        state = f"STATUS={', '.join(parts)}"
-        if self._scribe.is_alive():
-            state += "\nWATCHDOG=1"
-        sd.notify(state)
+        sd.notify(f"STATUS={', '.join(parts)}\nWATCHDOG=1")
+        if not self._scribe.is_alive():
+            raise ScribeDied(hint="findings wait in the kernel for the next guardd")
 
     def _echo(self, found: Finding | Notice) -> None:
         if self._options.foreground:
@@ -215,7 +232,7 @@ class Daemon:
     def stop(self) -> None:
         """End; what is in force stays in force."""
         sd.notify("STOPPING=1")
-        self._guard.set_about(pid=None, pid_started=None)
+        self._guard.set_about(pid=None, pid_ticks=None)
         if not self._scribe.stop(_STOP_SECONDS):
             sys.stderr.write(f"guardd: {self._scribe.trouble}; findings stay queued\n")
         if self._options.foreground and not self._detached:

@@ -16,6 +16,7 @@ EX_USAGE = 64
 EX_DATAERR = 65
 EX_NOINPUT = 66
 EX_UNAVAILABLE = 69
+EX_SOFTWARE = 70
 EX_OSERR = 71
 EX_TEMPFAIL = 75
 EX_NOPERM = 77
@@ -122,3 +123,9 @@ class NotApplied(GuardError):
     """policy not applied, the old one is in force: {}"""
 
     exit_status = EX_TEMPFAIL
+
+
+class ScribeDied(GuardError):
+    """the thread that writes the journal has ended by itself, see above"""
+
+    exit_status = EX_SOFTWARE

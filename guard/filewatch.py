@@ -54,7 +54,6 @@ class FileWatch:
                 hint="sysctl fs.inotify.max_user_instances=1024",
             )
         self._names: dict[int, set[bytes]] = {}
-        self._paths: frozenset[Path] = frozenset()
 
     def fileno(self) -> int:
         """Give the descriptor to wait on."""
@@ -62,9 +61,10 @@ class FileWatch:
 
     def watch(self, paths: frozenset[Path]) -> None:
         """Watch exactly these, there or not: of a missing folder, the nearest
-        one above it that exists.
+        one above it that exists. Raises KernelError when some cannot be watched;
+        the others are.
         """
-        self._paths = paths
+        failed = 0
         names: dict[int, set[bytes]] = {}
         for path in paths:
             folder, name = path.parent, path.name
@@ -73,14 +73,22 @@ class FileWatch:
             watch = _libc.inotify_add_watch(self._fd, bytes(folder), _CHANGES)
             if watch >= 0:
                 names.setdefault(watch, set()).add(os.fsencode(name))
+            else:
+                failed = ctypes.get_errno()
         for watch in self._names.keys() - names.keys():
             _libc.inotify_rm_watch(self._fd, watch)
         self._names = names
+        if failed:
+            raise KernelError(
+                "inotify_add_watch",
+                failed,
+                hint="sysctl -w fs.inotify.max_user_watches=1048576",
+            )
 
     def changed(self) -> bool:
         """Read what happened; True when it was to one of the files.
 
-        The watches are then laid anew, for folders that came or went.
+        Call watch() again then: folders may have come or gone.
         """
         found = False
         while True:
@@ -96,8 +104,6 @@ class FileWatch:
                 at += length
                 found = found or not name or name in self._names.get(watch, ())
                 found = found or bool(mask & _Q_OVERFLOW)
-        if found:
-            self.watch(self._paths)
         return found
 
     def close(self) -> None:

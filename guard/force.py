@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
 from guard import __version__, abi
 from guard.errors import AlreadyRunning, GuardError, KernelError, PolicyError
 from guard.finding import Kind, Notice
@@ -67,21 +65,33 @@ def only_one(pin_dir: Path) -> Iterator[None]:
     Two guardds would each read half the ring. Raises AlreadyRunning; the lock
     ends with the process, however it ends.
     """
-    ensure_bpffs(pin_dir)
-    folder = os.open(pin_dir, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(folder)
-        raise AlreadyRunning(
-            pin_dir, hint="stop it first: systemctl stop smtp-guard"
-        ) from None
+    folder = -1
+    while folder < 0:
+        ensure_bpffs(pin_dir)
+        folder = os.open(pin_dir, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(folder)
+            raise AlreadyRunning(
+                pin_dir, hint="stop it first: systemctl stop smtp-guard"
+            ) from None
+        if not _is(folder, pin_dir):  # removed before we had the lock
+            os.close(folder)
+            folder = -1
     try:
         yield
     finally:
         with contextlib.suppress(OSError):  # not empty: a guard is pinned there
             pin_dir.rmdir()
         os.close(folder)
+
+
+def _is(folder: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(folder), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 @dataclass(frozen=True)
@@ -92,6 +102,7 @@ class Start:
     adopted: bool  # it was loaded already; its programs were swapped for ours
     policy: Policy | None
     refused: PolicyError | None  # why the policy file is not what is in force
+    since_ns: int  # CLOCK_BOOTTIME from when on events are the policy's; 0: all
 
     def notices(self, file: Path) -> list[Notice]:
         """Make the findings that tell of it."""
@@ -114,8 +125,10 @@ def bring_up(
     in force: better than none. Where none is, it raises PolicyError. After any
     error of a first load nothing is left behind.
     """
+    # what is recorded must not depend on where guardctl was called
+    cgroup, file = cgroup.absolute(), file.absolute()
     adopted = is_loaded(pin_dir)
-    policy, refused = None, None
+    policy, refused, since_ns = None, None, 0
     try:
         policy = load(file)
     except PolicyError as error:
@@ -126,7 +139,10 @@ def bring_up(
     try:
         guard.set_hosts(own_addresses())
         if policy:
+            before = bytes(guard.policy().sha256)
             put_in_force(guard, policy)
+            if adopted and before != policy.sha256:  # what waits is not its doing
+                since_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         guard.attach(cgroup)
         guard.set_about(
             policy=str(file),
@@ -139,7 +155,7 @@ def bring_up(
         if not adopted:  # a version before ours may be in force: it stays
             guard.forget()
         raise
-    return Start(guard, adopted, policy, refused)
+    return Start(guard, adopted, policy, refused, since_ns)
 
 
 def loaded_notice(guard: Guard, adopted: bool) -> Notice:
@@ -157,8 +173,8 @@ def loaded_notice(guard: Guard, adopted: bool) -> Notice:
 
 def record_daemon(guard: Guard) -> None:
     """Record this process as the guardd that serves the guard."""
-    process = psutil.Process()
-    guard.set_about(pid=process.pid, pid_started=process.create_time())
+    pid = os.getpid()
+    guard.set_about(pid=pid, pid_ticks=_start_ticks(pid), started=time.time())
 
 
 def daemon_pid(guard: Guard) -> int | None:
@@ -169,10 +185,19 @@ def daemon_pid(guard: Guard) -> int | None:
     """
     about = guard.about()
     try:
-        started = psutil.Process(about["pid"]).create_time()
-    except (KeyError, psutil.NoSuchProcess):
+        pid = int(about["pid"])
+        return pid if _start_ticks(pid) == about["pid_ticks"] else None
+    except (KeyError, FileNotFoundError, ProcessLookupError):
         return None
-    return int(about["pid"]) if abs(started - about["pid_started"]) < 1 else None
+
+
+def _start_ticks(pid: int) -> int:
+    """Give when a process started, in clock ticks since boot: proc_pid_stat(5).
+
+    Not psutil's create_time(), which moves when the clock is set.
+    """
+    stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    return int(stat.rpartition(")")[2].split()[19])
 
 
 def abandoned_notice(size: int) -> Notice:

@@ -52,6 +52,21 @@ class Attachment:
     cgroup_id: int
 
 
+def remains(pin_dir: Path) -> bool:
+    """Tell whether links are pinned there, of a whole guard or not."""
+    return any(pin_dir.glob("link-*"))
+
+
+def take_out(pin_dir: Path) -> None:
+    """Detach and forget all that is pinned there, whole or not, of any version."""
+    for link in pin_dir.glob("link-*"):
+        _clear(link)
+    for folder in pin_dir.glob("v*"):
+        _remove(folder)
+    with contextlib.suppress(OSError):  # somebody else's pins are in it
+        pin_dir.rmdir()
+
+
 def usual_ring_bytes() -> int:
     """Give the size of a new ring: a 64th of the memory, 4 to 64 MiB.
 
@@ -77,8 +92,10 @@ def is_loaded(pin_dir: Path) -> bool:
 def find_cgroup2() -> Path:
     """Give the mount point of cgroup v2, also beside v1. Raises KernelError."""
     for part in psutil.disk_partitions(all=True):
-        if part.fstype == "cgroup2":
-            return Path(part.mountpoint)
+        mount = Path(part.mountpoint)
+        # the root has no type, cgroups(7); a folder that is mounted has
+        if part.fstype == "cgroup2" and not (mount / "cgroup.type").exists():
+            return mount
     raise KernelError(
         "no cgroup2 file system is mounted",
         errno.ENODEV,
@@ -141,7 +158,13 @@ class Guard(Tables):
     def __init__(self, pin_dir: Path = DEFAULT_PIN_DIR) -> None:
         """Open a loaded guard. Raises NotLoaded when there is none."""
         if not is_loaded(pin_dir):
-            raise NotLoaded(pin_dir, hint="load it: guardctl load, or start guardd")
+            hint = "load it: guardctl load, or start guardd"
+            if remains(pin_dir):
+                hint = (
+                    "parts of one are: guardctl load makes it whole, guardctl unload "
+                    "takes them out"
+                )
+            raise NotLoaded(pin_dir, hint=hint)
         home = pin_dir / f"v{abi.ABI}"
         super().__init__(home, libbpf.get_pinned(home / "identify"))
         self.pin_dir = pin_dir
@@ -270,11 +293,15 @@ class Guard(Tables):
 
     def unload(self) -> None:
         """Detach everything and forget it, findings that wait included."""
-        self.detach()
-        for folder in self.pin_dir.glob("v*"):
-            _remove(folder)
-        with contextlib.suppress(OSError):  # somebody else's pins are in it
-            self.pin_dir.rmdir()
+        take_out(self.pin_dir)
+
+    def missing_hooks(self) -> list[str]:
+        """Give the hooks that are attached nowhere: [] is a guard in force.
+
+        A link outlives its cgroup and a forced detachment, with cgroup id 0.
+        """
+        attached = {link.name for link in self.attachments() if link.cgroup_id}
+        return [hook for hook in HOOKS if hook not in attached]
 
     def attachments(self) -> list[Attachment]:
         """Give the links that are pinned, with the program each one runs."""

@@ -272,18 +272,19 @@ class Map:
         self.key_size: int = about.key_size
         self.value_size: int = about.value_size
         self.max_entries: int = about.max_entries
-        self._buffer = c.create_string_buffer(max(self.value_size, 1))
+        self._read_size = self.value_size
         if self.type in (5, 6, 10):  # BPF_MAP_TYPE_PERCPU_HASH, _ARRAY, LRU_PERCPU
-            size = (self.value_size + 7) // 8 * 8 * possible_cpus()
-            self._buffer = c.create_string_buffer(size)
+            self._read_size = (self.value_size + 7) // 8 * 8 * possible_cpus()
 
     def get(self, key: bytes) -> bytes | None:
         """Read one value (of every CPU, for a per-CPU map); None: no such key."""
-        result = _lib.bpf_map_lookup_elem(self.fd, key, self._buffer)
+        # of this call alone: threads share a Map, and ctypes lets go of the GIL
+        buffer = c.create_string_buffer(self._read_size)
+        result = _lib.bpf_map_lookup_elem(self.fd, key, buffer)
         if result == -errno.ENOENT:
             return None
         _check(result, "cannot read a map")
-        return self._buffer.raw
+        return buffer.raw
 
     def put(self, key: bytes, value: bytes, flags: int = BPF_ANY) -> None:
         """Write one value. Raises KernelError, E2BIG when the map is full."""
@@ -304,7 +305,11 @@ class Map:
         """Give the keys; a key added or deleted meanwhile may be missed."""
         following = c.create_string_buffer(self.key_size)
         key: bytes | None = None
-        while _lib.bpf_map_get_next_key(self.fd, key, following) == 0:
+        while True:
+            result = _lib.bpf_map_get_next_key(self.fd, key, following)
+            if result == -errno.ENOENT:
+                return
+            _check(result, "cannot list a map")
             key = following.raw
             yield key
 

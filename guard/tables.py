@@ -6,6 +6,7 @@ guard/kernel.py puts the maps there; this changes and reads them.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -148,18 +149,24 @@ class Tables:
                 table.put(key, value)
         self.map("policies").put(struct.pack("=I", slot), bytes(rows.policy))
 
-        # A port that both policies guard is guarded throughout; one that only
-        # one of them names is judged by that one or not at all.
         control = self.control()
-        first = not any(control.unguarded)  # no policy yet: every port is guarded
-        both = rows.ports if first else guarded_ports(control) & rows.ports
-        _follow(control, rows, first)
-        unguard(control, both)
+        _follow(control, rows)
+        _set_all_but(control.unguarded[slot], rows.ports)
         self.map("control").put(KEY0, bytes(control))
         control.slot = slot
         self.map("control").put(KEY0, bytes(control))
-        unguard(control, rows.ports)
-        self.map("control").put(KEY0, bytes(control))
+
+    def rules(self, slot: int) -> list[bytes]:
+        """Give the rule rows of a slot, without the empty ones at the end."""
+        table = self.map("rules")
+        first = slot * abi.MAX_ROWS
+        rows = [
+            table.get(struct.pack("=I", first + index)) or b""
+            for index in range(abi.MAX_ROWS)
+        ]
+        while rows and not any(rows[-1]):
+            rows.pop()
+        return rows
 
     def _purge(self, slot: int) -> None:
         """Forget the rows of a slot that no running program reads any more."""
@@ -214,9 +221,12 @@ class Tables:
 
     def about(self) -> dict[str, Any]:
         """Give the record of who loaded what (see set_about); {}: none yet."""
-        raw = self.map("about").get(KEY0) or b""
-        text = raw.rstrip(b"\0")
-        return dict(json.loads(text)) if text else {}
+        for _ in range(100):
+            raw = self.map("about").get(KEY0) or b""
+            # the kernel copies a value without a lock: it may be half new
+            with contextlib.suppress(ValueError):
+                return dict(json.loads(raw.rstrip(b"\0") or b"{}"))
+        raise NotLoaded(self.home, hint="its record is damaged: guardctl load")
 
     def set_about(self, **changes: Any) -> None:
         """Change some of the record; a value of None takes an entry out."""
@@ -254,28 +264,23 @@ def row_slot(key: ctypes.Structure) -> int:
 
 def guarded_ports(control: abi.Control) -> frozenset[int]:
     """Give the TCP ports whose connects are judged."""
-    return _clear_bits(control.unguarded)
+    return _clear_bits(control.unguarded[control.slot])
 
 
-def unguard(control: abi.Control, ports: frozenset[int]) -> None:
-    """Mark every port but these as not guarded."""
-    _set_all_but(control.unguarded, ports)
-
-
-def _follow(control: abi.Control, rows: Rows, first: bool) -> None:
+def _follow(control: abi.Control, rows: Rows) -> None:
     """Follow connections to the policy's ports, and to where it redirects.
 
     What a former policy let pass is followed to its end as well.
     """
     # never asked of zero-filled words: 65,536 ports would take 6 MB for good
+    first = not any(control.unfollowed)
     before = frozenset() if first else _clear_bits(control.unfollowed)
     targets = {
         int(target.port)
         for target in (rows.policy.redirect4, rows.policy.redirect6)
         if target.set
     }
-    now = rows.ports | targets
-    _set_all_but(control.unfollowed, now | before)
+    _set_all_but(control.unfollowed, rows.ports | targets | before)
 
 
 def _clear_bits(words: ctypes.Array[ctypes.c_uint64]) -> frozenset[int]:

@@ -145,6 +145,11 @@ def _rows(guard: Guard, policy: Policy) -> Check:
         want = {_normal(name, key): value for key, value in getattr(rows, name).items()}
         if {_normal(name, key): value for key, value in have.items()} != want:
             wrong.append(name)
+    rules = [bytes(rule) for rule in rows.rules]
+    while rules and not any(rules[-1]):  # deny by rule 0 is all zero
+        rules.pop()
+    if guard.rules(slot) != rules:
+        wrong.append("rules")
     if bytes(guard.policy()) != bytes(rows.policy):
         wrong.append("policies")
     if guarded_ports(guard.control()) != rows.ports:

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import click
 
-from guard.errors import JournalError
+from guard.cli.notices import tell_journal
 from guard.force import bring_up, only_one
-from guard.journal import JournalWriter
 from guard.kernel import find_cgroup2
 from guard.policy import DEFAULT_FILE
 
@@ -19,7 +18,6 @@ Examples:
   guardctl load --policy draft.toml
   guardctl --pin-dir /sys/fs/bpf/lab load --cgroup /sys/fs/cgroup/lab
 """
-_JOURNAL_SECONDS = 5.0
 
 
 @click.command(epilog=_EXAMPLES)
@@ -45,13 +43,9 @@ def command(pin_dir: Path, policy: Path, cgroup: Path | None) -> None:
     """
     with only_one(pin_dir):
         start = bring_up(pin_dir, cgroup or find_cgroup2(), policy)
-        writer = JournalWriter()
-        for notice in start.notices(policy):
-            try:
-                writer.write(notice, _JOURNAL_SECONDS)
-            except JournalError as error:
-                # early at boot journald may not be there yet: the guard is
-                click.echo(f"not journalled: {error}", err=True)
+        notices = start.notices(policy.absolute())
+        for notice in notices:
             click.echo(notice.message)
+        tell_journal(notices)
     if start.refused:
         raise start.refused

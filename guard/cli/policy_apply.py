@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -10,8 +11,9 @@ from pathlib import Path
 
 import click
 
-from guard.errors import NotApplied
-from guard.force import daemon_pid, only_one, put_in_force
+from guard.cli.notices import tell_journal
+from guard.errors import GuardError, NotApplied
+from guard.force import daemon_pid, only_one, policy_notice, put_in_force
 from guard.kernel import Guard
 from guard.policy import Policy, load
 
@@ -70,6 +72,7 @@ def _install(guard: Guard, file: Path, target: Path) -> Policy:
         _switch(guard, policy)
     except BaseException:
         kept.rename(target)
+        _back(guard, target)
         raise
     kept.unlink()
     return policy
@@ -84,12 +87,26 @@ def _write(path: Path, text: bytes) -> None:
         os.fsync(fd)
 
 
+def _back(guard: Guard, target: Path) -> None:
+    """Have the old file in force again: the new one may be, when the wait for it
+    was broken off.
+    """
+    with contextlib.suppress(GuardError):
+        pid = daemon_pid(guard)
+        if pid is not None:
+            os.kill(pid, signal.SIGHUP)
+        else:
+            with only_one(guard.pin_dir):
+                put_in_force(guard, load(target))
+
+
 def _switch(guard: Guard, policy: Policy) -> None:
     pid = daemon_pid(guard)
     if pid is None:
         with only_one(guard.pin_dir):
             put_in_force(guard, policy)
             guard.set_about(refused=None)
+        tell_journal([policy_notice(policy, policy.files[0])])
         return
     before = guard.about().get("attempt", 0)
     os.kill(pid, signal.SIGHUP)

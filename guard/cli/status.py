@@ -13,7 +13,7 @@ import click
 from guard.abi import Counter
 from guard.errors import EX_UNAVAILABLE
 from guard.force import daemon_pid
-from guard.kernel import HOOKS, Guard
+from guard.kernel import Guard
 from guard.ring import LOSSES
 from guard.ringbuf import ring_backlog
 from guard.tables import guarded_ports
@@ -48,7 +48,7 @@ def command(pin_dir: Path, as_json: bool) -> None:
 def _state(guard: Guard) -> dict[str, Any]:
     about = guard.about()
     counters = guard.counters()
-    attached = {link.name for link in guard.attachments()}
+    missing = guard.missing_hooks()
     sha256 = bytes(guard.policy().sha256).hex()
     pid = daemon_pid(guard)
     accounted = (
@@ -59,20 +59,20 @@ def _state(guard: Guard) -> dict[str, Any]:
         + counters[Counter.LOST_RING]
     )
     return {
-        "in_force": attached == set(HOOKS) and int(sha256, 16) != 0,
+        "in_force": not missing and int(sha256, 16) != 0,
         "mode": guard.mode.name.lower(),
         "policy": about.get("policy"),
         "policy_sha256": sha256,
         "refused": about.get("refused"),
         "ports": sorted(guarded_ports(guard.control())),
         "cgroup": about.get("cgroup"),
-        "not_attached": sorted(set(HOOKS) - attached),
+        "not_attached": missing,
         "loaded": about.get("loaded"),
         "uptime_s": _since(about.get("loaded")),
         "version": about.get("version"),
         "guardd": {
             "pid": pid,
-            "uptime_s": _since(about["pid_started"]) if pid else None,
+            "uptime_s": _since(about.get("started")) if pid else None,
         },
         "waiting_bytes": ring_backlog(guard.map("ring").fd),
         "counters": {counter.name.lower(): n for counter, n in counters.items()},

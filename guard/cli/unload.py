@@ -3,15 +3,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 
 import click
 
+from guard.cli.notices import tell_journal
+from guard.errors import GuardError, NotLoaded
 from guard.finding import Kind, Notice
 from guard.force import only_one
-from guard.kernel import Guard
+from guard.kernel import Guard, remains, take_out
 from guard.origin import Naming
+from guard.policy import load
 from guard.scribe import Scribe
 
 _EXAMPLES = """\b
@@ -30,25 +34,48 @@ def command(pin_dir: Path) -> None:
     Findings that wait in the kernel are journalled first. Refused while guardd
     runs.
     """
-    guard = Guard(pin_dir)
-    with only_one(pin_dir):
-        guard.detach()
-        scribe = Scribe(guard, Naming(), lambda found: None)
-        scribe.start()
-        scribe.tell(
-            Notice(
-                Kind.UNLOADED,
-                time.time_ns() // 1000,
-                f"guard unloaded by uid {_login()}: outbound SMTP is open to every "
-                "process",
-                priority=4,
-            )
-        )
-        journalled = scribe.stop(_JOURNAL_SECONDS, everything=True)
-        guard.unload()
-    if not journalled:
-        click.echo(f"last findings not journalled: {scribe.trouble}", err=True)
+    try:
+        guard = Guard(pin_dir)
+    except NotLoaded:
+        if not remains(pin_dir):
+            raise
+        with only_one(pin_dir):
+            take_out(pin_dir)
+        tell_journal([_notice()])
+    else:
+        with only_one(pin_dir):
+            _unload(guard)
     click.echo("unloaded: outbound SMTP is open to every process")
+
+
+def _unload(guard: Guard) -> None:
+    """Detach first, so that nothing more is found; then journal, then forget."""
+    guard.detach()
+    scribe = Scribe(guard, _naming(guard), lambda found: None)
+    scribe.start()
+    scribe.tell(_notice())
+    if not scribe.stop(_JOURNAL_SECONDS, everything=True):
+        click.echo(f"last findings not journalled: {scribe.trouble}", err=True)
+    guard.unload()
+
+
+def _naming(guard: Guard) -> Naming:
+    """Name rules by the policy file, if it is still what is in force."""
+    naming = Naming()
+    with contextlib.suppress(GuardError):
+        policy = load(Path(guard.about().get("policy", "")))
+        if policy.sha256 == bytes(guard.policy().sha256):
+            naming.use_rules(0, policy.rule_name)
+    return naming
+
+
+def _notice() -> Notice:
+    return Notice(
+        Kind.UNLOADED,
+        time.time_ns() // 1000,
+        f"guard unloaded by uid {_login()}: outbound SMTP is open to every process",
+        priority=4,
+    )
 
 
 def _login() -> str:

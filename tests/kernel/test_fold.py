@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import sys
 import threading
 from collections import Counter as Tally
 from functools import partial
@@ -55,6 +56,30 @@ def test_the_first_at_once_and_the_rest_counted(world: World, watch: Watch) -> N
     assert repeats.first.args == events[0].args
     assert events[-1].time_ns < repeats.last_ns
     assert watch.repeats() == []  # given once
+
+
+def test_another_program_in_the_same_process_is_another_identity(
+    world: World, watch: Watch
+) -> None:
+    again = f"""
+import socket
+for _ in range(20):
+    with socket.socket() as client:
+        client.connect_ex(("{MX4}", {SMTP}))
+"""
+
+    def same_process() -> None:
+        if not (pid := os.fork()):
+            attempts(20)
+            os.execv(sys.executable, [sys.executable, "-c", again])
+        os.waitpid(pid, 0)
+
+    watch.apply(FOLD)
+    world.act(same_process)
+    events = watch.connects()
+    assert len({event.pid for event in events}) == 1
+    assert Tally("-c" in event.args for event in events) == {False: 5, True: 5}
+    assert sorted(r.folded for r in watch.repeats()) == [15, 15]
 
 
 def test_an_attempt_that_is_not_repeated_makes_no_row(

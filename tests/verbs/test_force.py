@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from guard.force import only_one
+from guard import libbpf
+from guard.force import only_one, put_in_force
 from guard.kernel import HOOKS, Guard
+from guard.policy import load
 from tests.lab.lab import wait_until
 from tests.verbs.conftest import ENFORCE, OBSERVE, Site
 
@@ -49,6 +51,68 @@ def test_status_says_what_is_missing(site: Site) -> None:
     assert answer.status == NOT_LOADED
     assert "NOT IN FORCE" in answer.text
     assert "guard_connect6" in answer.text
+
+
+def test_status_knows_a_link_whose_cgroup_is_gone(site: Site) -> None:
+    folder = site.world.guarded / "short-lived"
+    folder.mkdir()
+    argv = ["load", "--policy", str(site.policy), "--cgroup", str(folder)]
+    assert site.ctl(*argv).status == 0
+    assert site.ctl("status").status == 0
+    folder.rmdir()
+    # the kernel lets go of it a moment later
+    wait_until(lambda: site.ctl("status").status == NOT_LOADED, "not in force")
+
+
+def test_a_guard_that_lacks_a_pin_can_be_mended_and_taken_out(site: Site) -> None:
+    for mend in (True, False):
+        site.load()
+        (Guard(site.world.pin_dir).home / "judge").unlink()
+        answer = site.ctl("status")
+        assert answer.status == NOT_LOADED
+        assert "parts of one" in answer.text
+        assert site.denied()
+        if mend:
+            assert site.load().status == 0
+            assert site.ctl("status").status == 0
+            assert site.denied()
+        assert site.ctl("unload").status == 0
+        assert not site.denied()
+        assert not site.world.pin_dir.exists()
+
+
+def test_what_is_recorded_does_not_depend_on_the_folder(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(site.policy.parent)
+    argv = ["load", "--policy", site.policy.name, "--cgroup", str(site.world.guarded)]
+    assert site.ctl(*argv).status == 0
+    monkeypatch.chdir("/")
+    assert site.ctl("policy", "apply").status == 0
+    assert site.states()["policy"] == "ok"
+
+
+def test_an_apply_that_dies_half_way_leaves_the_old_policy_whole(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.policy.write_text(ENFORCE + "ports = [25, 2525]\n")
+    site.load()
+    table = Guard(site.world.pin_dir).map("control")
+    put = libbpf.Map.put
+
+    def put_once(self: libbpf.Map, key: bytes, value: bytes, flags: int = 0) -> None:
+        put(self, key, value, flags)
+        if self.id == table.id:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(libbpf.Map, "put", put_once)
+    site.policy.write_text(ENFORCE + "ports = [465, 2525]\n")
+    with pytest.raises(KeyboardInterrupt):
+        put_in_force(Guard(site.world.pin_dir), load(site.policy))
+    monkeypatch.undo()
+    state = json.loads(site.ctl("status", "--json").text)
+    assert state["ports"] == [25, 2525]
+    assert site.denied()
 
 
 def test_a_bad_policy_loads_nothing(site: Site) -> None:
@@ -157,7 +221,7 @@ def test_a_pid_that_is_another_process_by_now_is_not_signalled(site: Site) -> No
     bystander = subprocess.Popen(["sleep", "60"])  # SIGHUP would end it
     try:
         guard = Guard(site.world.pin_dir)
-        guard.set_about(pid=bystander.pid, pid_started=1.0)
+        guard.set_about(pid=bystander.pid, pid_ticks=1)
         assert site.ctl("policy", "apply").status == 0
         assert bystander.poll() is None
     finally:

@@ -53,8 +53,13 @@ def unpin(guard: Guard) -> None:
 
 def open_a_port(guard: Guard) -> None:
     control = guard.control()
-    control.unguarded[0] |= 1 << 25
+    control.unguarded[guard.slot][0] |= 1 << 25
     guard.map("control").put(KEY0, bytes(control))
+
+
+def deny_first(guard: Guard) -> None:
+    key = (guard.slot * abi.MAX_ROWS).to_bytes(4, "little")
+    guard.map("rules").put(key, bytes(abi.Rule()))
 
 
 def observe(guard: Guard) -> None:
@@ -88,6 +93,7 @@ TAMPERERS = {
     "links": unpin,
     "programs": swap_program,
     "addresses": drop("hosts"),
+    "rows: rules": deny_first,
     "rows: exes": drop("exes"),
     "rows: numbers": zero("numbers"),
     "rows: units": drop("units"),
