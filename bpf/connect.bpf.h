@@ -57,6 +57,7 @@ static __noinline int judge_caller(struct bpf_sock_addr *ctx,
 				   struct decision *decision)
 {
 	const struct cred *cred = BPF_CORE_READ(current_task(), cred);
+	const struct target *target = target_of(policy, where);
 	struct who who;
 
 	/* Linux 6.1 rounds each frame up to 32 bytes, 512 for the whole chain */
@@ -66,9 +67,9 @@ static __noinline int judge_caller(struct bpf_sock_addr *ctx,
 	match_unit(policy, slot, &who.rows);
 	decide(policy, slot, &who, where, decision);
 
-	/* the host's own mail server is not in another network namespace */
+	/* only to this host, which is not in another network namespace */
 	if (decision->verdict == VERDICT_REDIRECT &&
-	    (!target_of(policy, where)->set ||
+	    (!target->set || direction_of(target->address) != DIRECTION_LOCAL ||
 	     bpf_get_netns_cookie(ctx) != control.home_netns))
 		decision->verdict = VERDICT_DENY;
 	if (decision->verdict > VERDICT_REDIRECT)

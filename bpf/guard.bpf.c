@@ -121,14 +121,16 @@ SEC("cgroup/getpeername6") int guard_peername6(struct bpf_sock_addr *ctx)
 /*
  * A connect() that was let pass can still fail before the SYN (no route, no
  * free port), where no sockops callback comes. SYN_SENT is a deferred TCP Fast
- * Open that was closed before its first write.
+ * Open that was closed before its first write, LISTEN a socket that went on as a
+ * server.
  */
 SEC("cgroup/sock_release") int guard_release(struct bpf_sock *ctx)
 {
 	struct conn *conn;
 
 	if (ctx->type != SOCK_STREAM ||
-	    (ctx->state != BPF_TCP_CLOSE && ctx->state != BPF_TCP_SYN_SENT))
+	    (ctx->state != BPF_TCP_CLOSE && ctx->state != BPF_TCP_SYN_SENT &&
+	     ctx->state != BPF_TCP_LISTEN))
 		return 1;
 	conn = bpf_sk_storage_get(&conns, ctx, 0, 0);
 	if (conn)

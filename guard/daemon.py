@@ -305,7 +305,8 @@ def main(arguments: list[str] | None = None) -> None:
         daemon.start()
         daemon.run()
     except GuardError as error:
-        sys.stderr.write(f"guardd: {error.report()}\n")
+        name = "" if isinstance(error, NotRoot) else "guardd: "
+        sys.stderr.write(f"{name}{error.report()}\n")
         sd.notify(f"STATUS={error}\nERRNO=1")
         raise SystemExit(error.exit_status) from None
     daemon.stop()

@@ -196,8 +196,11 @@ def _start_ticks(pid: int) -> int:
 
     Not psutil's create_time(), which moves when the clock is set.
     """
-    stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
-    return int(stat.rpartition(")")[2].split()[19])
+    fields = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    state, *rest = fields.rpartition(")")[2].split()
+    if state == "Z":  # killed, and nobody has asked how it ended
+        raise ProcessLookupError(pid)
+    return int(rest[18])
 
 
 def abandoned_notice(size: int) -> Notice:

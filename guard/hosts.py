@@ -14,18 +14,24 @@ import socket
 
 import psutil
 
+_LINK_LOCAL = ("fe8", "fe9", "fea", "feb")  # fe80::/10, RFC 4291 section 2.5.6
 # Multicast groups of rtnetlink(7), linux/rtnetlink.h
 _RTMGRP_IPV4_IFADDR = 0x10
 _RTMGRP_IPV6_IFADDR = 0x100
 
 
 def own_addresses() -> set[str]:
-    """Give every address configured on this network namespace's interfaces."""
+    """Give the addresses that lead to this host, whatever the interface.
+
+    IPv6 link-local ones are left out: fe80::1 of one link is somebody else on
+    another, and which link is meant is not known when a connect() is judged.
+    """
     return {
-        address.address.split("%", 1)[0]
+        address.address
         for addresses in psutil.net_if_addrs().values()
         for address in addresses
         if address.family in (socket.AF_INET, socket.AF_INET6)
+        and not address.address.startswith(_LINK_LOCAL)
     }
 
 

@@ -21,7 +21,8 @@ from pathlib import Path
 import psutil
 
 from guard import abi, libbpf
-from guard.errors import AbiMismatch, KernelError, NotLoaded
+from guard.errors import AbiMismatch, GuardError, KernelError, NotLoaded
+from guard.policy import DEFAULT_FILE
 from guard.ringbuf import ring_backlog
 from guard.tables import KEY0, MAPS, Tables, netns_cookie
 
@@ -65,6 +66,14 @@ def take_out(pin_dir: Path) -> None:
         _remove(folder)
     with contextlib.suppress(OSError):  # somebody else's pins are in it
         pin_dir.rmdir()
+
+
+def policy_file(pin_dir: Path) -> Path:
+    """Give the policy file of the guard that is pinned there, else the usual one."""
+    try:
+        return Path(Guard(pin_dir).about()["policy"])
+    except (GuardError, KeyError):
+        return DEFAULT_FILE
 
 
 def usual_ring_bytes() -> int:
@@ -334,8 +343,7 @@ def _begin(home: Path) -> None:
     connection = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
     start = {"control": bytes(control), "state": struct.pack("=QQ", 1, connection)}
     for name, value in start.items():
-        with _opened(home / name) as table:
-            libbpf.Map(table).put(KEY0, value)
+        libbpf.Map(libbpf.get_pinned(home / name)).put(KEY0, value)
 
 
 def _open_cgroup(cgroup: Path) -> int:

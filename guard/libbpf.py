@@ -264,7 +264,7 @@ class Map:
     """An open BPF map; keys and values are bytes of exactly its sizes."""
 
     def __init__(self, fd: int) -> None:
-        """Take over the file descriptor fd."""
+        """Take over the file descriptor fd; it is closed with the Map."""
         self.fd = fd
         about = info(fd, MapInfo)
         self.id: int = about.id
@@ -275,6 +275,9 @@ class Map:
         self._read_size = self.value_size
         if self.type in (5, 6, 10):  # BPF_MAP_TYPE_PERCPU_HASH, _ARRAY, LRU_PERCPU
             self._read_size = (self.value_size + 7) // 8 * 8 * possible_cpus()
+
+    def __del__(self) -> None:
+        os.close(self.fd)
 
     def get(self, key: bytes) -> bytes | None:
         """Read one value (of every CPU, for a per-CPU map); None: no such key."""

@@ -87,12 +87,18 @@ def wait_for_running_programs() -> None:
 class Tables:
     """The pinned maps of one guard."""
 
+    _identify = -1  # until it is opened
+
     def __init__(self, home: Path, identify: int) -> None:
         """Use the maps pinned in home, and the hand-run program behind identify."""
         self.home = home
         self._identify = identify
         self._maps: dict[str, libbpf.Map] = {}
         self._about_lock = threading.Lock()
+
+    def __del__(self) -> None:
+        if self._identify >= 0:
+            os.close(self._identify)
 
     def map(self, name: str) -> libbpf.Map:
         """Give the pinned map of that name (a value of MAPS)."""

@@ -94,14 +94,18 @@ def _hosts(guard: Guard) -> Check:
         )
     have = set(guard.map("hosts").keys())
     want = {abi.pack_address(text) for text in own_addresses()}
-    if have != want:
-        wrong = ", ".join(sorted(abi.unpack_address(key) for key in have ^ want))
-        return Check(
-            "addresses",
-            State.WARN,
-            f"not current: {wrong}",
-            "guardd keeps them current: systemctl start smtp-guard",
-        )
+    for wrong, state, what in (
+        (have - want, State.BAD, "not this host's, but let pass as such"),
+        (want - have, State.WARN, "not yet known as this host's"),
+    ):
+        if wrong:
+            names = ", ".join(sorted(map(abi.unpack_address, wrong)))
+            return Check(
+                "addresses",
+                state,
+                f"{what}: {names}",
+                "guardd keeps them current: systemctl restart smtp-guard",
+            )
     return good("addresses", f"{len(have)} addresses of this host known as local")
 
 
@@ -113,7 +117,8 @@ def _policy(guard: Guard) -> Iterator[Check]:
         yield Check(
             "policy",
             State.WARN,
-            f"{file} cannot be read, what is in force stays: {error}",
+            f"{file} cannot be read, what is in force stays and is not compared: "
+            f"{error}",
             "guardctl policy check",
         )
         return
@@ -121,7 +126,7 @@ def _policy(guard: Guard) -> Iterator[Check]:
         yield Check(
             "policy",
             State.WARN,
-            f"{file} was changed since it was put in force",
+            f"{file} was changed since it was put in force; rows are not compared",
             "guardctl policy apply",
         )
         return

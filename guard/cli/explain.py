@@ -19,8 +19,8 @@ import psutil
 
 from guard.abi import Direction, ExeKey, Mode, Verdict
 from guard.errors import NoAccess
+from guard.kernel import policy_file
 from guard.policy import (
-    DEFAULT_FILE,
     Caller,
     Decision,
     Destination,
@@ -89,12 +89,12 @@ Examples:
     "--policy",
     "file",
     type=click.Path(path_type=Path, readable=False),
-    default=DEFAULT_FILE,
-    show_default=True,
-    help="The policy to ask.",
+    help="The policy to ask (default: that of the loaded guard).",
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@click.pass_obj
 def command(
+    pin_dir: Path,
     user: str | None,
     group: str | None,
     exe: str | None,
@@ -103,7 +103,7 @@ def command(
     port: int,
     local: bool | None,
     finding: IO[str] | None,
-    file: Path,
+    file: Path | None,
     as_json: bool,
 ) -> None:
     """Tell which rule decides about a connection, and why the others do not.
@@ -117,7 +117,7 @@ def command(
         wanted = _from_finding(finding)
     if wanted.to is None:
         raise click.UsageError("say where to: --to ADDR, or --finding FILE")
-    policy = load(file)
+    policy = load(file or policy_file(pin_dir))
     caller, destination = _caller(wanted), _destination(wanted)
     decision = evaluate(policy, caller, destination, _look)
     effect = _effect(policy, destination, decision)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
@@ -34,8 +35,9 @@ Examples:
     metavar="DIR",
     help="cgroup2 folder to guard (default: the root, that is everything).",
 )
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 @click.pass_obj
-def command(pin_dir: Path, policy: Path, cgroup: Path | None) -> None:
+def command(pin_dir: Path, policy: Path, cgroup: Path | None, as_json: bool) -> None:
     """Load the guard, or swap its programs for the installed ones, and exit.
 
     The guard is then in force and stays so; findings wait in the kernel until
@@ -45,7 +47,8 @@ def command(pin_dir: Path, policy: Path, cgroup: Path | None) -> None:
         start = bring_up(pin_dir, cgroup or find_cgroup2(), policy)
         notices = start.notices(policy.absolute())
         for notice in notices:
-            click.echo(notice.message)
+            row = {"kind": notice.kind.value, "message": notice.message}
+            click.echo(json.dumps(row) if as_json else notice.message)
         tell_journal(notices)
     if start.refused:
         raise start.refused

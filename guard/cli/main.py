@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from guard import __version__
-from guard.errors import GuardError, NotRoot
+from guard.errors import EX_IOERR, GuardError, NotRoot
 
 PROGRAM = "guardctl"
 # Not kernel.DEFAULT_PIN_DIR: importing that costs more than reading the journal.
@@ -116,13 +116,22 @@ def run(argv: list[str]) -> int:
         return 130
     except BrokenPipeError:
         return _pipe_closed()
+    except OSError as error:  # a full disk under what is printed
+        _drop_output()
+        click.echo(f"{PROGRAM}: {error.strerror}", err=True)
+        return EX_IOERR
 
 
 def _pipe_closed() -> int:
-    """End quietly: `| head` is done with us. The buffer's rest goes nowhere."""
+    """End quietly: `| head` is done with us."""
+    _drop_output()
+    return 128 + signal.SIGPIPE
+
+
+def _drop_output() -> None:
+    """Let what is left in the buffer go nowhere, instead of failing at the end."""
     with contextlib.suppress(OSError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 128 + signal.SIGPIPE
 
 
 def main() -> None:

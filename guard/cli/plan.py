@@ -18,7 +18,7 @@ from guard.policy import Problem, parse
 from guard.policy.evaluate import unit_matches
 from guard.policy.units import BadUnit, unit_pattern
 from guard.query import connections
-from guard.query.planning import Candidate, candidates
+from guard.query.planning import Candidate, candidates, place
 from guard.text import printable
 
 _EPILOG = """\b
@@ -39,7 +39,6 @@ _OPEN_PLACES = ("/tmp/", "/var/tmp/", "/dev/shm/", "/run/user/", "/home/", "/mem
 _INTERPRETER = re.compile(
     r"(php|python|perl|ruby|node|lua|bash|dash|sh|ksh|zsh|java|tclsh)[-\d.a-z]*"
 )
-_SESSION = re.compile(r"/user\.slice/(user-[0-9]+\.slice)/")
 _SHOWN = 3  # examples of a kind
 
 
@@ -170,11 +169,11 @@ def _name(finding: Finding, names: set[str]) -> str:
 
 def _unit(finding: Finding) -> str | None:
     """Name the unit as a policy would: by name, by path, or its user's slice."""
-    if finding.unit is None:
+    named = place(finding)
+    if named is None:
         return None
-    session = _SESSION.match(finding.cgroup)
-    head, unit, _ = finding.cgroup.partition(finding.unit)
-    for text in (session[1] if session else finding.unit, f"{head}{unit}"):
+    head, unit, _ = finding.cgroup.partition(named)
+    for text in (named, f"{head}{unit}"):
         try:
             if unit_matches(unit_pattern(text), finding.cgroup):
                 return text

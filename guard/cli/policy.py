@@ -12,14 +12,14 @@ import click
 from guard.abi import MAX_ROWS, Mode
 from guard.cli.policy_apply import apply
 from guard.errors import PolicyError
-from guard.policy import DEFAULT_FILE, Policy, Problem, load
+from guard.kernel import policy_file
+from guard.policy import Policy, Problem, load
 from guard.policy.describe import conditions, heading, policy_json
 from guard.text import address, printable
 
 _FILE = click.argument(
     "file",
     type=click.Path(path_type=Path, readable=False),
-    default=DEFAULT_FILE,
     required=False,
 )
 _JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object.")
@@ -54,12 +54,15 @@ def command() -> None:
 @command.command("check", epilog=_CHECK_EXAMPLES)
 @_FILE
 @_JSON
-def check(file: Path, as_json: bool) -> None:
+@click.pass_obj
+def check(pin_dir: Path, file: Path | None, as_json: bool) -> None:
     """Tell everything that is wrong with FILE; nothing is put in force.
 
-    FILE is /etc/smtp-guard/policy.toml unless given. The exit status is 0 for
-    a policy that can be applied, warnings or not, and 78 for one that cannot.
+    FILE is the policy of the guard if one is loaded, /etc/smtp-guard/policy.toml
+    if not. The exit status is 0 for a policy that can be applied, warnings or
+    not, and 78 for one that cannot.
     """
+    file = file or policy_file(pin_dir)
     try:
         policy = load(file)
     except PolicyError as error:
@@ -105,13 +108,15 @@ def _print_check(
 @command.command("show", epilog=_SHOW_EXAMPLES)
 @_FILE
 @_JSON
-def show(file: Path, as_json: bool) -> None:
+@click.pass_obj
+def show(pin_dir: Path, file: Path | None, as_json: bool) -> None:
     """Show what FILE and its includes come to, rules in the order they count.
 
-    FILE is /etc/smtp-guard/policy.toml unless given. Of the rules that match a
-    connection the first decides; what no rule allows is denied.
+    FILE is the policy of the guard if one is loaded, /etc/smtp-guard/policy.toml
+    if not. Of the rules that match a connection the first decides; what no rule
+    allows is denied.
     """
-    policy = load(file)
+    policy = load(file or policy_file(pin_dir))
     if as_json:
         click.echo(json.dumps(policy_json(policy), indent=2))
         return

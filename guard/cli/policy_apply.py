@@ -4,9 +4,12 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import json
 import os
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -28,8 +31,9 @@ _SECONDS = 15.0  # that guardd may take
 
 @click.command(epilog=_EXAMPLES)
 @click.argument("file", type=click.Path(path_type=Path), required=False)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @click.pass_obj
-def apply(pin_dir: Path, file: Path | None) -> None:
+def apply(pin_dir: Path, file: Path | None, as_json: bool) -> None:
     """Put FILE in force, in place of the policy that guardd was started with.
 
     FILE replaces that policy file, so that it holds after a restart too; without
@@ -38,13 +42,32 @@ def apply(pin_dir: Path, file: Path | None) -> None:
     """
     guard = Guard(pin_dir)
     target = Path(guard.about().get("policy", ""))
-    if file is None or file.resolve() == target.resolve():
-        policy = load(target)
-        _switch(guard, policy)
-    else:
-        policy = _install(guard, file, target)
+    with _one_at_a_time(target.parent):
+        if file is None or file.resolve() == target.resolve():
+            policy = load(target)
+            _switch(guard, policy)
+        else:
+            policy = _install(guard, file, target)
     mode = policy.mode.name.lower()
+    if as_json:
+        answer = {"in_force": str(target), "mode": mode, "sha256": policy.sha256.hex()}
+        click.echo(json.dumps(answer))
+        return
     click.echo(f"in force: {target}, {mode}, sha256 {policy.sha256.hex()[:12]}")
+
+
+@contextlib.contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Wait for another apply to this folder: file and kernel must stay a pair."""
+    try:
+        fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise NotApplied(f"{folder}: {error.strerror}") from None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
 
 
 def _install(guard: Guard, file: Path, target: Path) -> Policy:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 from pathlib import Path
 
@@ -27,8 +28,9 @@ _JOURNAL_SECONDS = 10.0
 
 
 @click.command(epilog=_EXAMPLES)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @click.pass_obj
-def command(pin_dir: Path) -> None:
+def command(pin_dir: Path, as_json: bool) -> None:
     """Take the guard out of the kernel: from then on nothing is denied.
 
     Findings that wait in the kernel are journalled first. Refused while guardd
@@ -45,7 +47,10 @@ def command(pin_dir: Path) -> None:
     else:
         with only_one(pin_dir):
             _unload(guard)
-    click.echo("unloaded: outbound SMTP is open to every process")
+    if as_json:
+        click.echo(json.dumps({"in_force": False, "pin_dir": str(pin_dir)}))
+    else:
+        click.echo("unloaded: outbound SMTP is open to every process")
 
 
 def _unload(guard: Guard) -> None:

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from guard.finding import Finding
 
+_SESSION = re.compile(r"/user\.slice/(user-[0-9]+\.slice)/")
 # As in groups.py: a process can invent identities without end.
 MOST = 10_000
 # So many values of a kind are kept with a candidate: examples, not a record.
@@ -28,6 +30,16 @@ class Candidate:
     more_to: bool = False  # than EXAMPLES
 
 
+def place(finding: Finding) -> str | None:
+    """Give the unit that a rule would name; None: it would name none.
+
+    A login session is a unit of its own that is never seen again: its user's
+    slice stands for it.
+    """
+    session = _SESSION.match(finding.cgroup)
+    return session[1] if session else finding.unit
+
+
 def candidates(found: Iterable[Finding]) -> tuple[list[Candidate], int]:
     """Group findings by who a rule would name; the most denied is first.
 
@@ -37,7 +49,7 @@ def candidates(found: Iterable[Finding]) -> tuple[list[Candidate], int]:
     beyond = 0
     for finding in found:
         key = (
-            finding.cgroup if finding.unit is None else finding.unit,
+            place(finding),
             finding.container,
             finding.exe,
             finding.exe_nlink == 0,

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import select
+import socket
 import subprocess
 from collections.abc import Iterator
 from functools import partial
@@ -92,3 +93,33 @@ def test_the_kernel_tells_of_addresses(world: World) -> None:
                 assert not select.select([news], [], [], 0)[0]
     finally:
         news.close()
+
+
+def test_a_link_local_address_of_one_link_is_nobody_on_another(
+    world: World, watch: Watch
+) -> None:
+    """fe80::1 is the host's own on one link and the MX's on another: not local."""
+    with world.inside(world.mx):
+        ip("addr", "add", "fe80::1/64", "dev", "mx0", "nodad")
+    ip("link", "add", "dummy-ll0", "type", "veth", "peer", "name", "dummy-ll1")
+    try:
+        ip("addr", "add", "fe80::1/64", "dev", "dummy-ll0", "nodad")
+        for link in ("dummy-ll0", "dummy-ll1"):
+            ip("link", "set", link, "up")
+        watch.apply("")
+        watch.guard.set_hosts(own_addresses())
+        scope = socket.if_nametoindex("host0")
+
+        def connect() -> None:
+            with socket.socket(socket.AF_INET6) as client:
+                client.settimeout(5)
+                client.connect(("fe80::1", 25, 0, scope))
+
+        with world.serve(world.mx, "::"):
+            assert world.control(connect).errno == 0
+            assert world.act(connect).errno == errno.EPERM
+        assert watch.one().direction is Direction.OUTBOUND
+    finally:
+        ip("link", "del", "dummy-ll0")
+        with world.inside(world.mx):
+            ip("addr", "del", "fe80::1/64", "dev", "mx0")

@@ -143,3 +143,14 @@ def test_after_a_redirect_the_socket_is_anybodys(world: World, watch: Watch) -> 
     with world.serve(world.host, "127.0.0.1"):
         assert world.act(act).value == [(MX4, SMTP), ("127.0.0.1", SMTP)]
     assert [event.via[1] for event in watch.connects()] == [SMTP, 0]
+
+
+def test_a_redirect_to_another_host_is_denied_instead(
+    world: World, watch: Watch
+) -> None:
+    """Redirected is to the host's own mail server, whatever the policy names."""
+    watch.apply(REDIRECT.format(MX4, SMTP, MX6, SMTP))
+    with world.serve(world.mx, MX4):
+        assert world.control(partial(plain, MX4)).errno == 0
+        assert world.act(partial(plain, "198.51.100.9")).errno == errno.EPERM
+    assert watch.one().verdict is Verdict.DENY

@@ -20,6 +20,7 @@ from tests.kernel import routes
 from tests.kernel.routes import ROUTES, plain
 from tests.kernel.world import (
     ALLOW_MX,
+    HOST4,
     IPPROTO_MPTCP,
     MX4,
     MX6,
@@ -247,3 +248,20 @@ def test_connecting_twice_is_one_attempt(world: World, watch: Watch) -> None:
 
     assert world.act(act).value == errno.EISCONN
     watch.one()
+
+
+def test_a_socket_that_goes_on_as_a_server_is_told_at_close(
+    world: World, watch: Watch
+) -> None:
+    """Its connect() was let pass and never sent a SYN; then it listens."""
+
+    def act() -> None:
+        with socket.socket() as client:
+            assert client.connect_ex((NOWHERE4, SMTP)) == errno.ENETUNREACH
+            client.bind((HOST4, 0))
+            client.listen()
+
+    watch.apply(rule())
+    assert world.act(act).errno == 0
+    assert watch.one().outcome is Outcome.NOT_SENT
+    assert watch.moved(Counter.HELD) == 0

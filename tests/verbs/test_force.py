@@ -243,3 +243,38 @@ def test_without_a_guard_verbs_say_what_to_do(site: Site, verb: str) -> None:
     answer = site.ctl(*verb.split())
     assert answer.status == NOT_LOADED
     assert "guardctl load" in answer.text
+
+
+def test_applies_at_once_leave_file_and_kernel_a_pair(site: Site) -> None:
+    site.load()
+    drafts = []
+    for port in range(2601, 2607):
+        drafts.append(site.policy.with_name(f"draft{port}.toml"))
+        drafts[-1].write_text(f"{ENFORCE}ports = [25, {port}]\n")
+    guardctl = [sys.executable, "-m", "guard.cli.main"]
+    argv = [*guardctl, "--pin-dir", str(site.world.pin_dir), "policy", "apply"]
+    runs = [
+        subprocess.Popen([*argv, draft], stdout=subprocess.PIPE, text=True)
+        for draft in drafts
+    ]
+    for run in runs:
+        run.communicate()
+        assert run.returncode == 0
+    assert site.states()["policy"] == "ok"
+    assert site.states()["rows"] == "ok"
+    left = {path.name for path in site.policy.parent.iterdir()}
+    assert left == {"policy.toml", *(draft.name for draft in drafts)}
+
+
+def test_a_killed_guardd_that_nobody_waited_for_does_not_run(site: Site) -> None:
+    site.load()
+    zombie = subprocess.Popen(["true"])
+    wait_until(lambda: _state(zombie.pid) == "Z", "its end")
+    ticks = Path(f"/proc/{zombie.pid}/stat").read_text().rpartition(")")[2].split()[19]
+    Guard(site.world.pin_dir).set_about(pid=zombie.pid, pid_ticks=int(ticks))
+    assert json.loads(site.ctl("status", "--json").text)["guardd"]["pid"] is None
+    zombie.wait()
+
+
+def _state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
