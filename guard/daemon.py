@@ -85,6 +85,8 @@ class Daemon:
         self._scribe.start()
         for notice in started.notices(options.policy):
             self._scribe.tell(notice)
+        for finding in started.before:
+            self._scribe.tell(finding)
 
     def _catch_signals(self) -> None:
         """First of all: `guardctl policy apply` may send SIGHUP very early."""

@@ -13,10 +13,12 @@ from pathlib import Path
 
 from guard import __version__, abi
 from guard.errors import AlreadyRunning, GuardError, KernelError, PolicyError
-from guard.finding import Kind, Notice
+from guard.finding import Finding, Kind, Notice
 from guard.hosts import own_addresses
 from guard.kernel import Guard, ensure_bpffs, is_loaded
+from guard.origin import Naming
 from guard.policy import Policy, compile_rows, load
+from guard.preexisting import pre_existing
 from guard.tables import FileIdentity
 
 _OTHERS_WRITE = 0o022
@@ -102,10 +104,11 @@ class Start:
     adopted: bool  # it was loaded already; its programs were swapped for ours
     policy: Policy | None
     refused: PolicyError | None  # why the policy file is not what is in force
+    before: tuple[Finding, ...]  # connections that were open already
     since_ns: int  # CLOCK_BOOTTIME from when on events are the policy's; 0: all
 
     def notices(self, file: Path) -> list[Notice]:
-        """Make the findings that tell of it."""
+        """Make the findings that tell of it, but for those of connections."""
         notices = [loaded_notice(self.guard, self.adopted)]
         if self.guard.abandoned:
             notices.append(abandoned_notice(self.guard.abandoned))
@@ -139,9 +142,9 @@ def bring_up(
     try:
         guard.set_hosts(own_addresses())
         if policy:
-            before = bytes(guard.policy().sha256)
+            was = bytes(guard.policy().sha256)
             put_in_force(guard, policy)
-            if adopted and before != policy.sha256:  # what waits is not its doing
+            if adopted and was != policy.sha256:  # what waits is not its doing
                 since_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         guard.attach(cgroup)
         guard.set_about(
@@ -155,7 +158,12 @@ def bring_up(
         if not adopted:  # a version before ours may be in force: it stays
             guard.forget()
         raise
-    return Start(guard, adopted, policy, refused, since_ns)
+    before: tuple[Finding, ...] = ()
+    if policy and not adopted:
+        mode = policy.mode.name.lower()
+        own = own_addresses()
+        before = tuple(pre_existing(policy.ports, mode, Naming(), own))
+    return Start(guard, adopted, policy, refused, before, since_ns)
 
 
 def loaded_notice(guard: Guard, adopted: bool) -> Notice:

@@ -10,6 +10,7 @@ what the daemon may use of either.
 from __future__ import annotations
 
 import errno
+import ipaddress
 import socket
 
 import psutil
@@ -33,6 +34,12 @@ def own_addresses() -> set[str]:
         if address.family in (socket.AF_INET, socket.AF_INET6)
         and not address.address.startswith(_LINK_LOCAL)
     }
+
+
+def is_own(address: str, own: set[str]) -> bool:
+    """Tell whether an address leads to this host; own is own_addresses()."""
+    ip = ipaddress.ip_address(address)
+    return ip.is_loopback or ip.is_unspecified or address in own
 
 
 class AddressNews:

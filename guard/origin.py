@@ -77,7 +77,7 @@ class Naming:
     def __init__(self) -> None:
         """Start with no names and no policy."""
         boot_id = Path("/proc/sys/kernel/random/boot_id").read_text()
-        self._boot = boot_id[:8]
+        self.boot = boot_id[:8]
         self._users: dict[int, str | None] = {}
         self._groups: dict[int, str | None] = {}
         self._forget_at = 0.0
@@ -97,7 +97,8 @@ class Naming:
                 return name(number) or f"#{number}"
         return f"#{number}"
 
-    def _user(self, uid: int) -> str | None:
+    def user(self, uid: int) -> str | None:
+        """Name a user; None: no account has this uid."""
         if uid not in self._users:
             try:
                 self._users[uid] = pwd.getpwuid(uid).pw_name
@@ -105,7 +106,8 @@ class Naming:
                 self._users[uid] = None
         return self._users[uid]
 
-    def _group(self, gid: int) -> str | None:
+    def group(self, gid: int) -> str | None:
+        """Name a group; None: none has this gid."""
         if gid not in self._groups:
             try:
                 self._groups[gid] = grp.getgrgid(gid).gr_name
@@ -138,7 +140,7 @@ class Naming:
             kind=kind,
             time_us=(event.time_ns + to_real) // 1000,
             seq=event.seq,
-            connection=f"{self._boot}-{event.connection:x}",
+            connection=f"{self.boot}-{event.connection:x}",
             verdict=_VERDICTS[event.verdict],
             mode=_MODES[event.mode],
             direction=_DIRECTIONS[event.direction],
@@ -149,9 +151,9 @@ class Naming:
             ppid=event.ancestors[0].pid if event.ancestors else None,
             start_us=(event.start_ns + to_real) // 1000,
             uid=event.uid,
-            user=self._user(event.uid),
+            user=self.user(event.uid),
             gid=event.gid,
-            group=self._group(event.gid),
+            group=self.group(event.gid),
             real_uid=event.real_uid,
             real_gid=event.real_gid,
             loginuid=None if event.loginuid == UNSET else event.loginuid,

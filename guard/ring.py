@@ -49,7 +49,8 @@ class Ring:
         """
         self._on_event = on_event
         self._on_torn = on_torn
-        self._buffer = RingBuffer(guard.map("ring").fd)
+        self._map = guard.map("ring")  # its descriptor lives as long as it does
+        self._buffer = RingBuffer(self._map.fd)
 
     def poll(self, timeout_ms: int, limit: int | None = None) -> int:
         """Wait for events and handle them, at most limit; gives how many."""

@@ -44,7 +44,7 @@ class Scribe(threading.Thread):
         self._naming = naming
         self._echo = echo
         self._writer = JournalWriter()
-        self._notices: queue.SimpleQueue[Notice] = queue.SimpleQueue()
+        self._notices: queue.SimpleQueue[Finding | Notice] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._everything = False
         self._losses = Losses(guard)
@@ -52,9 +52,9 @@ class Scribe(threading.Thread):
         self.trouble = ""  # what journald's last error said; "" when it takes
         self.written = 0
 
-    def tell(self, notice: Notice) -> None:
-        """Have a notice written, after the findings that came before it."""
-        self._notices.put(notice)
+    def tell(self, found: Finding | Notice) -> None:
+        """Have this written as well, after the events that came before it."""
+        self._notices.put(found)
 
     def stop(self, seconds: float, everything: bool = False) -> bool:
         """Finish what is there, for at most so long; False: journald hangs.

@@ -49,6 +49,6 @@ def command(pin_dir: Path, policy: Path, cgroup: Path | None, as_json: bool) -> 
         for notice in notices:
             row = {"kind": notice.kind.value, "message": notice.message}
             click.echo(json.dumps(row) if as_json else notice.message)
-        tell_journal(notices)
+        tell_journal([*notices, *start.before])
     if start.refused:
         raise start.refused

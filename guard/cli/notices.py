@@ -8,13 +8,13 @@ from collections.abc import Iterable
 import click
 
 from guard.errors import JournalError
-from guard.finding import Notice
+from guard.finding import Finding, Notice
 from guard.journal import JournalWriter
 
 _SECONDS = 5.0
 
 
-def tell_journal(notices: Iterable[Notice]) -> None:
+def tell_journal(notices: Iterable[Finding | Notice]) -> None:
     """Journal these, or say on the terminal that it could not be done.
 
     Early at boot journald may not be there yet; what was done stays done.

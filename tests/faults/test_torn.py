@@ -45,7 +45,8 @@ def real(tmp_path_factory: pytest.TempPathFactory, connects: Path) -> Iterator[b
     with Site(tmp_path_factory.mktemp("torn"), connects) as site:
         site.start().end()
         site.connect(1)
-        ring = RingBuffer(site.guard.map("ring").fd)
+        table = site.guard.map("ring")
+        ring = RingBuffer(table.fd)
         [raw] = ring.samples()
         ring.close()
         yield raw

@@ -37,6 +37,7 @@ STAGES = [
     "checks",
     "hosts",
     "filewatch",
+    "preexisting",
     "force",
     "verify",
     "scribe",
