@@ -175,11 +175,12 @@ static __noinline int on_connect(struct bpf_sock_addr *ctx, u32 slot,
 	if (policy->window_ns && !decision.quiet) {
 		now = bpf_ktime_get_boot_ns();
 		fold_key(&key, policy, where, now, &decision);
-		often = attempts_before(&key) >= burst;
-		row = often ? bpf_map_lookup_elem(&folds, &key) : 0;
+		row = bpf_map_lookup_elem(&folds, &key);
 		if (row) {
 			fold_repeat(row, now);
 			repeat = 1;
+		} else {
+			often = attempts_before(&key) >= burst;
 		}
 		if (repeat && refuse)
 			return REFUSE;
@@ -195,7 +196,7 @@ static __noinline int on_connect(struct bpf_sock_addr *ctx, u32 slot,
 		goto out;
 	}
 	fill_event(ctx, &conn->fold.first, policy, where, &decision);
-	if (often && !row)
+	if (often)
 		repeat = fold_begin(&key, conn, now);
 
 	conn->report = REPORT_SILENT;
