@@ -178,7 +178,7 @@ class Guardd:
         """SIGHUP, and wait until that was done."""
         before = self.messages.count("READY=1")
         self.send(signal.SIGHUP)
-        self.until(lambda: self.messages.count("READY=1") > before, "the reload")
+        self.until(lambda: self.messages.count("READY=1") > before, "the reload", 90)
 
     def close(self) -> None:
         """End it, whatever state it is in."""
