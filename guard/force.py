@@ -140,7 +140,8 @@ def bring_up(
         refused = error
     guard = Guard.load(pin_dir, ring_bytes=ring_bytes)
     try:
-        guard.set_hosts(own_addresses())
+        own = own_addresses()
+        guard.set_hosts(own)
         if policy:
             was = bytes(guard.policy().sha256)
             put_in_force(guard, policy)
@@ -161,7 +162,6 @@ def bring_up(
     before: tuple[Finding, ...] = ()
     if policy and not adopted:
         mode = policy.mode.name.lower()
-        own = own_addresses()
         before = tuple(pre_existing(policy.ports, mode, Naming(), own))
     return Start(guard, adopted, policy, refused, before, since_ns)
 

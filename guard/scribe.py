@@ -112,8 +112,8 @@ class Scribe(threading.Thread):
         )
 
     def _write(self, found: Finding | Notice) -> None:
-        """Write, however long it takes; never raises: what raised inside of a
-        ring's callback would be a finding lost.
+        """Write, however long it takes; never raises: that would end the thread,
+        and findings would wait for the next guardd.
         """
         with contextlib.suppress(OSError, ValueError):  # a reader that went away
             self._echo(found)

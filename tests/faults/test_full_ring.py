@@ -54,7 +54,7 @@ def test_lost_ends_of_connections_are_told(site: Site) -> None:
 
 
 def test_a_flood_does_not_keep_guardd_from_telling_or_ending(site: Site) -> None:
-    """More than can be written, without end: libbpf's poll() would not return, and
+    """More than can be written, without end: a reader that empties the ring first never returns, and
     losses, notices and SIGTERM would wait behind events that never stop."""
     guardd = site.start()
     load = site.load()
