@@ -54,8 +54,8 @@ def test_lost_ends_of_connections_are_told(site: Site) -> None:
 
 
 def test_a_flood_does_not_keep_guardd_from_telling_or_ending(site: Site) -> None:
-    """More than can be written, without end: a reader that empties the ring first never returns, and
-    losses, notices and SIGTERM would wait behind events that never stop."""
+    """More than can be written, without end: a reader that empties the ring first
+    never returns; losses, notices and SIGTERM would wait behind endless events."""
     guardd = site.start()
     load = site.load()
     guardd.until(lambda: site.entries("lost"), "a LOST finding during the flood")
