@@ -120,7 +120,7 @@ def ensure_bpffs(pin_dir: Path) -> None:
     """
     bpffs = Path("/sys/fs/bpf")
     if (
-        bpffs in pin_dir.parents
+        bpffs in (pin_dir, *pin_dir.parents)
         and not os.path.ismount(bpffs)
         and _libc.mount(b"bpf", bytes(bpffs), b"bpf", 0, b"mode=0700")
     ):

@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What every test may count on: root, and hypothesis with no stop-watch."""
+"""What every test may count on: root, a BPF file system, no stop-watch."""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from guard import kernel
 
 # A slow machine is no bug of the code under test.
 settings.register_profile("guard", deadline=None)
@@ -17,3 +20,6 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     """Say in one line what would else be a hundred strange failures."""
     if os.geteuid() != 0:
         pytest.exit("the tests work on the kernel: run them as root", returncode=1)
+    # A guardd of a test has a mount namespace of its own: what it would mount
+    # there itself, the test could not see.
+    kernel.ensure_bpffs(Path("/sys/fs/bpf"))

@@ -18,7 +18,7 @@ packages+=(
 )
 # What tests and linters use: a real mail server, its clients, the network.
 packages+=(
-	bpftool clang-format curl iproute2 iptables msmtp mypy nftables openssl
+	bpftool clang-format curl iproute2 iptables liburing-dev msmtp mypy nftables openssl
 	php-cli postfix python3-aiosmtpd python3-hypothesis python3-pytest
 	shellcheck strace swaks systemd util-linux
 )
