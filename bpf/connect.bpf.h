@@ -144,6 +144,32 @@ static __noinline int report_without_storage(struct bpf_sock_addr *ctx,
 	return 0;
 }
 
+/*
+ * Tell netfilter that this socket was judged and let pass. Only for what leaves
+ * this host: a connection that claims to be local and leaves all the same, and one
+ * from another network namespace, whose mark ends at its veth, carry none.
+ */
+static __noinline int mark_judged(struct bpf_sock_addr *ctx,
+				  const struct policy *policy, u32 direction)
+{
+	struct bpf_sock *sk = ctx->sk;
+	u32 mark, bits;
+
+	if (!policy || !sk)
+		return 0;
+	bits = policy->mark;
+	if (!bits || direction != DIRECTION_OUTBOUND ||
+	    bpf_get_netns_cookie(ctx) != control.home_netns)
+		return 0;
+	mark = sk->mark;
+	if ((mark & bits) == bits)
+		return 0;
+	mark |= bits; /* others keep theirs: policy routing, VPN */
+	if (bpf_setsockopt(ctx, SOL_SOCKET, SO_MARK, &mark, sizeof(mark)))
+		count(COUNT_NO_MARK);
+	return 0;
+}
+
 /* Judge one connect(), and report it now or once its source port is known. */
 static __noinline int on_connect(struct bpf_sock_addr *ctx, u32 slot,
 				 struct where *where)
@@ -218,7 +244,9 @@ out:
 
 		__builtin_memcpy(where->address, target->address, 16);
 		where->port = target->port;
+		return PASS;
 	}
+	mark_judged(ctx, policy, where->direction);
 	return PASS;
 }
 

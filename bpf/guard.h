@@ -16,7 +16,7 @@
 #ifndef GUARD_H
 #define GUARD_H
 
-#define GUARD_ABI 1
+#define GUARD_ABI 2
 
 #define MAX_ROWS 512  /* rule rows a policy may need; a rule takes one a unit */
 #define MASK_WORDS 8  /* MAX_ROWS / 64 */
@@ -121,7 +121,8 @@ enum counter {
 		13, /* socket storage refused; event sent without port */
 	COUNT_NO_OWNER = 14, /* owners map full: connection not in it */
 	COUNT_NO_FOLD = 15,  /* folds map full: repeat sent as an event */
-	COUNTERS = 16,
+	COUNT_NO_MARK = 16,  /* let pass, but the socket took no mark */
+	COUNTERS = 17,
 };
 
 struct mask {
@@ -186,6 +187,12 @@ struct policy {
 	unsigned int denied_burst; /* findings of an identity a window, denied */
 	unsigned int passed_burst;    /* likewise, let pass or local */
 	unsigned long long window_ns; /* of folding; 0: never fold */
+	/*
+	 * What is let pass to another host carries these bits in SO_MARK, for
+	 * netfilter to see that it was judged. 0: no second lock, no mark.
+	 */
+	unsigned int mark;
+	unsigned int pad;
 	struct target redirect4;
 	struct target redirect6;
 	struct mask direction[2]; /* rows of [[rule]] and of [[local.rule]] */

@@ -26,6 +26,8 @@ typedef unsigned long long u64;
 #define ECONNREFUSED 111
 #define ETIMEDOUT 110
 #define EBADF 9
+#define SOL_SOCKET 1 /* include/uapi/asm-generic/socket.h */
+#define SO_MARK 36
 #define SOCK_DONE 1 /* enum sock_flags, include/net/sock.h: a FIN has come */
 
 #pragma clang attribute push(__attribute__((preserve_access_index)),           \

@@ -14,7 +14,7 @@ import enum
 import ipaddress
 from functools import lru_cache
 
-ABI = 1
+ABI = 2
 MAX_ROWS = 512
 MASK_WORDS = 8
 UNIT_DEPTH = 12
@@ -130,6 +130,7 @@ class Counter(enum.IntEnum):
     NO_STORAGE = 13
     NO_OWNER = 14
     NO_FOLD = 15
+    NO_MARK = 16
 
 
 class Mask(c.Structure):
@@ -214,6 +215,8 @@ class Policy(c.Structure):
         ("denied_burst", c.c_uint32),
         ("passed_burst", c.c_uint32),
         ("window_ns", c.c_uint64),
+        ("mark", c.c_uint32),
+        ("pad", c.c_uint32),
         ("redirect4", Target),
         ("redirect6", Target),
         ("direction", Mask * 2),

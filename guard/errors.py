@@ -130,3 +130,9 @@ class ScribeDied(GuardError):
     """the thread that writes the journal has ended by itself, see above"""
 
     exit_status = EX_SOFTWARE
+
+
+class BackstopError(GuardError):
+    """second lock: {}"""
+
+    exit_status = EX_UNAVAILABLE

@@ -12,7 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from guard import __version__, abi
-from guard.errors import AlreadyRunning, GuardError, KernelError, PolicyError
+from guard.backstop.keeper import Keeper, remove_all
+from guard.backstop.lock import Design
+from guard.errors import (
+    AlreadyRunning,
+    BackstopError,
+    GuardError,
+    KernelError,
+    PolicyError,
+)
 from guard.finding import Finding, Kind, Notice
 from guard.hosts import own_addresses
 from guard.kernel import Guard, ensure_bpffs, is_loaded
@@ -24,9 +32,32 @@ from guard.tables import FileIdentity
 _OTHERS_WRITE = 0o022
 
 
-def put_in_force(guard: Guard, policy: Policy) -> None:
-    """Put policy in force; on KernelError the old one stays, whole."""
-    guard.apply(compile_rows(policy, 1 - guard.slot, exe_keys(guard)))
+def put_in_force(guard: Guard, policy: Policy, keeper: Keeper | None = None) -> None:
+    """Put policy in force; on KernelError or BackstopError the old one stays, whole.
+
+    keeper: puts the second lock in force as well, none is left as it is.
+    """
+    rows = compile_rows(policy, 1 - guard.slot, exe_keys(guard))
+    if keeper:
+        keeper.loosen(guard, policy)
+    guard.apply(rows)
+    if keeper:
+        tighten(guard, policy, keeper)
+
+
+def tighten(guard: Guard, policy: Policy, keeper: Keeper) -> None:
+    """Put the second lock in force, now that the kernel programs follow policy.
+
+    What fails now did not fail when it was tried: guardd tells and tries again.
+    """
+    keeper.put(policy, Design.MARK)
+    guard.set_about(backstop=keeper.record())
+
+
+def keeper_of(guard: Guard) -> Keeper:
+    """Give the keeper of a guard that is in force without a guardd."""
+    cgroup = guard.about().get("cgroup")
+    return Keeper(guard.pin_dir, Path(cgroup) if cgroup else None)
 
 
 def exe_keys(guard: Guard) -> Callable[[Path], tuple[abi.ExeKey, abi.ExeKey]]:
@@ -103,7 +134,8 @@ class Start:
     guard: Guard
     adopted: bool  # it was loaded already; its programs were swapped for ours
     policy: Policy | None
-    refused: PolicyError | None  # why the policy file is not what is in force
+    refused: GuardError | None  # why the policy file is not what is in force
+    keeper: Keeper  # of the second lock
     before: tuple[Finding, ...]  # connections that were open already
     since_ns: int  # CLOCK_BOOTTIME from when on events are the policy's; 0: all
 
@@ -131,7 +163,9 @@ def bring_up(
     # what is recorded must not depend on where guardctl was called
     cgroup, file = cgroup.absolute(), file.absolute()
     adopted = is_loaded(pin_dir)
-    policy, refused, since_ns = None, None, 0
+    policy: Policy | None = None
+    refused: GuardError | None = None
+    since_ns = 0
     try:
         policy = load(file)
     except PolicyError as error:
@@ -139,9 +173,19 @@ def bring_up(
             raise
         refused = error
     guard = Guard.load(pin_dir, ring_bytes=ring_bytes)
+    keeper = Keeper(pin_dir, cgroup)
     try:
         own = own_addresses()
         guard.set_hosts(own)
+        try:
+            if not adopted:  # of a guard whose pins somebody removed
+                remove_all(pin_dir)
+            if policy:
+                keeper.loosen(guard, policy)
+        except BackstopError as error:
+            if not adopted:
+                raise
+            policy, refused = None, error
         if policy:
             was = bytes(guard.policy().sha256)
             put_in_force(guard, policy)
@@ -155,6 +199,8 @@ def bring_up(
             loaded=guard.about().get("loaded", time.time()),
             refused=brief(refused) if refused else None,
         )
+        if policy:  # last: a socket of before has no mark
+            tighten(guard, policy, keeper)
     except BaseException:
         if not adopted:  # a version before ours may be in force: it stays
             guard.forget()
@@ -163,7 +209,7 @@ def bring_up(
     if policy and not adopted:
         mode = policy.mode.name.lower()
         before = tuple(pre_existing(policy.ports, mode, Naming(), own))
-    return Start(guard, adopted, policy, refused, before, since_ns)
+    return Start(guard, adopted, policy, refused, keeper, before, since_ns)
 
 
 def loaded_notice(guard: Guard, adopted: bool) -> Notice:

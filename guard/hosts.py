@@ -42,17 +42,17 @@ def is_own(address: str, own: set[str]) -> bool:
     return ip.is_loopback or ip.is_unspecified or address in own
 
 
-class AddressNews:
-    """Becomes readable when an address came or went."""
+class Bell:
+    """Becomes readable when the kernel has news; which ones is not read."""
 
-    def __init__(self) -> None:
-        """Begin to listen; ask own_addresses() after this, not before."""
+    def __init__(self, protocol: int, groups: int) -> None:
+        """Begin to listen; netlink(7) has the protocols and their groups."""
         self._socket = socket.socket(
             socket.AF_NETLINK,
             socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC,
-            socket.NETLINK_ROUTE,
+            protocol,
         )
-        self._socket.bind((0, _RTMGRP_IPV4_IFADDR | _RTMGRP_IPV6_IFADDR))
+        self._socket.bind((0, groups))
 
     def fileno(self) -> int:
         """Give the descriptor to wait on."""
@@ -72,3 +72,13 @@ class AddressNews:
     def close(self) -> None:
         """Stop listening."""
         self._socket.close()
+
+
+class AddressNews(Bell):
+    """Becomes readable when an address came or went."""
+
+    def __init__(self) -> None:
+        """Begin to listen; ask own_addresses() after this, not before."""
+        super().__init__(
+            socket.NETLINK_ROUTE, _RTMGRP_IPV4_IFADDR | _RTMGRP_IPV6_IFADDR
+        )

@@ -16,7 +16,7 @@ import click
 
 from guard.cli.notices import tell_journal
 from guard.errors import GuardError, NotApplied
-from guard.force import daemon_pid, only_one, policy_notice, put_in_force
+from guard.force import daemon_pid, keeper_of, only_one, policy_notice, put_in_force
 from guard.kernel import Guard
 from guard.policy import Policy, load
 
@@ -120,14 +120,14 @@ def _back(guard: Guard, target: Path) -> None:
             os.kill(pid, signal.SIGHUP)
         else:
             with only_one(guard.pin_dir):
-                put_in_force(guard, load(target))
+                put_in_force(guard, load(target), keeper_of(guard))
 
 
 def _switch(guard: Guard, policy: Policy) -> None:
     pid = daemon_pid(guard)
     if pid is None:
         with only_one(guard.pin_dir):
-            put_in_force(guard, policy)
+            put_in_force(guard, policy, keeper_of(guard))
             guard.set_about(refused=None)
         tell_journal([policy_notice(policy, policy.files[0])])
         return

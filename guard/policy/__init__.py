@@ -14,7 +14,7 @@ from guard.policy.evaluate import (
     evaluate,
     exe_id,
 )
-from guard.policy.model import DEFAULT_FILE, Fold, Policy, Problem, Rule
+from guard.policy.model import DEFAULT_FILE, Fold, Network, Policy, Problem, Rule
 from guard.policy.parse import load, parse, refresh
 from guard.policy.rows import Rows, compile_rows
 
@@ -25,6 +25,7 @@ __all__ = [
     "Destination",
     "Executable",
     "Fold",
+    "Network",
     "Policy",
     "Problem",
     "Rows",

@@ -61,6 +61,16 @@ class Table:
         """Note what the admin should know."""
         self.problem("warning", key, message, remedy)
 
+    def section(self, name: str, known: Collection[str]) -> Table:
+        """Give the table [name] of this one, empty when it is not there."""
+        value = self.data.get(name, {})
+        if not isinstance(value, dict):
+            self.error(name, "is not a section", f"write [{name}]")
+            value = {}
+        table = Table(self.source, self.problems, value, name)
+        table.only(known)
+        return table
+
     def only(self, known: Collection[str]) -> None:
         """Refuse keys that mean nothing here."""
         for key in self.data:
@@ -100,6 +110,14 @@ class Table:
         if _is_int(value) and 1 <= value <= MAX_UINT:
             return int(value)
         self.error(key, f"{_shown(value)} is not a count", "write a number from 1 up")
+        return default
+
+    def number(self, key: str, default: int, most: int, what: str) -> int:
+        """Give a whole number from 1 to most; what names it in a message."""
+        value = self.data.get(key, default)
+        if _is_int(value) and 1 <= value <= most:
+            return int(value)
+        self.error(key, f"{_shown(value)} is not {what}", f"write 1 to {most:#x}")
         return default
 
     def duration(self, key: str, default: int) -> int:

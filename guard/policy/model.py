@@ -110,6 +110,22 @@ class Fold:
 
 
 @dataclass(frozen=True, slots=True)
+class Backstop:
+    """The second lock, in netfilter: which, and what it needs to know."""
+
+    kind: str = "auto"  # nftables, iptables, off
+    mark: int = 0x0800_0000  # bits of SO_MARK that judged sockets carry
+    forward: tuple[Network, ...] = ()  # sources whose forwarded SMTP may leave
+    uplinks: tuple[str, ...] | None = None  # None: those that lead out
+    group: int = 2525  # NFLOG group, host-wide
+
+    @property
+    def socket_mark(self) -> int:
+        """The bits that the kernel programs put on a judged socket; 0: none."""
+        return 0 if self.kind == "off" else self.mark
+
+
+@dataclass(frozen=True, slots=True)
 class Policy:
     """All that a policy file and its includes say."""
 
@@ -121,6 +137,7 @@ class Policy:
     redirect4: tuple[str, int] | None = None  # None: IPv4 is denied instead
     redirect6: tuple[str, int] | None = None
     fold: Fold = Fold()
+    backstop: Backstop = Backstop()
     sha256: bytes = bytes(32)  # of all files, in the order read
     files: tuple[Path, ...] = ()  # the policy file first, then its includes
     exes: frozenset[Path] = frozenset()  # as named, and every link on the way

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from guard.abi import MAX_ROWS, NAME_LEN, Direction, Mode, Verdict
 from guard.errors import PolicyError
+from guard.policy.backstop import backstop_section
 from guard.policy.check import check_rules
 from guard.policy.fields import Table
 from guard.policy.files import doubt, is_missing, links_on_the_way, walk
@@ -32,7 +33,10 @@ from guard.policy.source import (
 )
 from guard.policy.units import BadUnit, UnitPattern, unit_pattern
 
-_MAIN_KEYS = ("mode", "ports", "include", "rule", "local", "redirect", "fold")
+_MAIN_KEYS = (
+    *("mode", "ports", "include", "rule"),
+    *("local", "redirect", "fold", "backstop"),
+)
 _INCLUDED_KEYS = ("include", "rule", "local")
 _RULE_KEYS = (
     *("name", "unit", "exe", "user", "group", "to", "ports"),
@@ -166,13 +170,13 @@ def _settings(main: Source, rules: tuple[Rule, ...], problems: Problems) -> Poli
     top = Table(main, problems, main.data)
     mode = top.choice("mode", ("observe", "enforce"))
     ports = top.ports("ports")
-    local = _section(top, "local", ("audit", "default", "rule"))
+    local = top.section("local", ("audit", "default", "rule"))
     default = Verdict.ALLOW
     if "default" in local.data:
         word = local.choice("default", ("allow", "deny"))
         default = _VERDICTS[word] if word else Verdict.DENY
     audit = local.flag("audit")
-    redirect = _section(top, "redirect", ("to", "to6"))
+    redirect = top.section("redirect", ("to", "to6"))
     targets = redirect.target("to", _TO4), redirect.target("to6", _TO6)
     if not any(rule.verdict is Verdict.REDIRECT for rule in rules):
         if redirect.data:
@@ -188,7 +192,7 @@ def _settings(main: Source, rules: tuple[Rule, ...], problems: Problems) -> Poli
             "a rule redirects, but there is nowhere to",
             f'write to = "{_TO4}", or give the rule verdict = "deny"',
         )
-    fold = _section(top, "fold", ("window", "denied", "local"))
+    fold = top.section("fold", ("window", "denied", "local"))
     plain = Fold()
     folding = Fold(
         fold.duration("window", plain.window_ns),
@@ -203,17 +207,8 @@ def _settings(main: Source, rules: tuple[Rule, ...], problems: Problems) -> Poli
         default,
         *targets,
         folding,
+        backstop_section(top),
     )
-
-
-def _section(top: Table, name: str, known: tuple[str, ...]) -> Table:
-    value = top.data.get(name, {})
-    if not isinstance(value, dict):
-        top.error(name, "is not a section", f"write [{name}]")
-        value = {}
-    table = Table(top.source, top.problems, value, name)
-    table.only(known)
-    return table
 
 
 def _rules(source: Source, problems: Problems) -> tuple[list[Rule], list[Rule]]:

@@ -36,6 +36,7 @@ STAGES = [
     "query",
     "checks",
     "hosts",
+    "backstop",
     "filewatch",
     "preexisting",
     "force",

@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A lock as chains of legacy iptables and ip6tables, through python-iptables.
+
+For kernels without nftables. It meets what this host sends and forwards; packet
+sockets, which have no hook here, it does not see. A first fragment that is cut
+before the TCP flags is dropped by the kernel's own tcp match.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any
+
+from guard.abi import Verdict
+from guard.backstop.lock import Design, Lock
+from guard.backstop.owner import Term
+from guard.errors import BackstopError
+from guard.policy import Network
+
+_SECONDS = 20  # that the other process may take, waiting for others included
+_MULTIPORT = 15  # XT_MULTI_PORTS, include/uapi/linux/netfilter/xt_multiport.h
+_SYN = ["tcp", {"tcp-flags": ["SYN,ACK,RST", "SYN"]}]
+_BOTH = "46"
+Rule = dict[str, Any]
+
+
+class Iptables:
+    """The chains of one guard in this network namespace."""
+
+    kind = "iptables"
+
+    def __init__(self, name: str) -> None:
+        """Name the chains; raises BackstopError where there is no iptables."""
+        # 28 letters at most: XT_EXTENSION_MAXNAMELEN, linux/netfilter/x_tables.h
+        self.name = name.upper()[:20]
+        self._chains = [f"{self.name}_{end}" for end in ("OUTPUT", "LOCAL", "FORWARD")]
+        self._ask("state")
+
+    def check(self, lock: Lock) -> None:
+        """Raise BackstopError if the lock cannot be put into rules."""
+        list(_rules(self.name, lock))
+
+    def put(self, lock: Lock) -> None:
+        """Put the lock in force in place of what is there, a family at a time."""
+        self._ask("put", list(_rules(self.name, lock)))
+
+    def state(self) -> str:
+        """Give what is in force, as text that only changes when that does."""
+        return self._ask("state")
+
+    def remove(self) -> bool:
+        """Take the chains out; False: there were none."""
+        there = bool(self.state())
+        self._ask("remove")
+        return there
+
+    def _ask(self, verb: str, rules: list[Rule] | None = None) -> str:
+        question = {"verb": verb, "chains": self._chains, "rules": rules or []}
+        try:
+            done = subprocess.run(
+                [sys.executable, "-m", "guard.backstop.ipt"],
+                input=json.dumps(question),
+                capture_output=True,
+                text=True,
+                timeout=_SECONDS,
+                check=False,
+            )
+            answer = json.loads(done.stdout)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise BackstopError(f"iptables: {error}") from None
+        except ValueError:
+            last = (done.stderr.strip().splitlines() or ["no answer"])[-1]
+            hint = "apt install python3-iptables" if "iptc" in last else ""
+            raise BackstopError(f"iptables: {last}", hint=hint) from None
+        if "error" in answer:
+            raise BackstopError(
+                f"iptables: {answer['error']}",
+                hint="has this kernel legacy iptables? iptables-legacy -L tells",
+            )
+        return str(answer["state"])
+
+
+def _rule(
+    chain: str,
+    target: str,
+    *matches: list[Any],
+    families: str = _BOTH,
+    src: str = "",
+    dst: str = "",
+    out: str = "",
+    protocol: str = "",
+    **parameters: str,
+) -> Rule:
+    """Give a rule as ipt.py takes it: names as in iptables-extensions(8)."""
+    return {
+        "chain": chain,
+        "families": families,
+        "protocol": protocol,
+        "src": src,
+        "dst": dst,
+        "out": out,
+        "matches": matches,
+        "target": target,
+        "parameters": {key.replace("_", "-"): text for key, text in parameters.items()},
+    }
+
+
+def _rules(name: str, lock: Lock) -> Iterator[Rule]:
+    for ports in _ports(lock.ports):
+        first = [["multiport", {"dports": ports}], _SYN]
+        base = {"protocol": "tcp"}
+        yield _rule("OUTPUT", f"{name}_OUTPUT", *first, out="!lo", **base)
+        if lock.design is Design.OWNER:
+            yield _rule("OUTPUT", f"{name}_LOCAL", *first, out="lo", **base)
+        for uplink in lock.uplinks:
+            yield _rule("FORWARD", f"{name}_FORWARD", *first, out=uplink, **base)
+    if lock.design is Design.OWNER:
+        yield from _terms(f"{name}_OUTPUT", "output", lock, lock.outbound)
+        yield from _terms(f"{name}_LOCAL", "local", lock, lock.local)
+    else:
+        for mark in lock.marks:
+            judged = ["mark", {"mark": f"{mark:#x}/{mark:#x}"}]
+            yield _rule(f"{name}_OUTPUT", "RETURN", judged)
+        yield from _refuse(f"{name}_OUTPUT", "output", lock)
+    for network in lock.forward:
+        families = "4" if isinstance(network, ipaddress.IPv4Network) else "6"
+        chain = f"{name}_FORWARD"
+        yield _rule(chain, "RETURN", families=families, src=str(network))
+    yield from _refuse(f"{name}_FORWARD", "forward", lock)
+
+
+def _terms(
+    chain: str, where: str, lock: Lock, terms: tuple[Term, ...]
+) -> Iterator[Rule]:
+    for term in terms:
+        for form in _matches(term):
+            if term.verdict is Verdict.ALLOW:
+                if not term.quiet:
+                    yield _record(chain, where, "allow", lock, form)
+                yield _rule(chain, "RETURN", *form["matches"], **form["where"])
+            else:
+                yield from _refuse(chain, where, lock, form)
+    if where == "output" or lock.local_default is Verdict.DENY:
+        yield from _refuse(chain, where, lock)
+    elif lock.local_audit:
+        yield _record(chain, where, "allow", lock)
+
+
+_ANY: Rule = {"matches": [], "where": {}}
+
+
+def _refuse(chain: str, where: str, lock: Lock, form: Rule = _ANY) -> Iterator[Rule]:
+    yield _record(chain, where, "deny" if lock.enforce else "would-deny", lock, form)
+    more = {"protocol": "tcp", "reject_with": "tcp-reset"}
+    if lock.enforce:
+        yield _rule(chain, "REJECT", *form["matches"], **form["where"], **more)
+    elif form is not _ANY:
+        yield _rule(chain, "RETURN", *form["matches"], **form["where"])
+
+
+def _record(
+    chain: str, where: str, verdict: str, lock: Lock, form: Rule = _ANY
+) -> Rule:
+    log = {
+        "nflog_group": str(lock.group),
+        "nflog_prefix": f"smtp-guard {where} {verdict}",
+    }
+    return _rule(chain, "NFLOG", *form["matches"], **form["where"], **log)
+
+
+def _matches(term: Term) -> Iterator[Rule]:
+    """Give the matches of a term, one for each combination of single values."""
+    owners = [
+        {
+            key: str(value)
+            for key, value in (("uid-owner", u), ("gid-owner", g))
+            if value is not None
+        }
+        for u in _each(term.uids)
+        for g in _each(term.gids)
+    ]
+    ports = _each(None if term.ports is None else _ports(term.ports))
+    for to in _each(term.to):
+        where: dict[str, str] = {} if to is None else _to(to)
+        for owner in owners:
+            for cgroup in _each(term.cgroups):
+                for some in ports:
+                    matches: list[Any] = [["owner", owner]] if owner else []
+                    if cgroup is not None:
+                        matches.append(["cgroup", {"path": cgroup}])
+                    if some is not None:
+                        matches.append(["multiport", {"dports": some}])
+                        where = {**where, "protocol": "tcp"}
+                    yield {"matches": matches, "where": where}
+
+
+def _each(values: Iterable[Any] | None) -> list[Any]:
+    return [None] if values is None else list(values)
+
+
+def _to(network: Network) -> dict[str, str]:
+    version4 = isinstance(network, ipaddress.IPv4Network)
+    return {"families": "4" if version4 else "6", "dst": str(network)}
+
+
+def _ports(ports: Iterable[int]) -> Iterator[str]:
+    rest = iter(sorted(ports))
+    while some := list(islice(rest, _MULTIPORT)):
+        yield ",".join(map(str, some))

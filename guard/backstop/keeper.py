@@ -1,0 +1,311 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Keeps the second lock as the policy says: put, compared now and then, put back.
+
+Around a change of policy it goes in two steps, so that no connection which either
+policy allows is refused in between: first what both refuse, then, when the kernel
+programs follow the new policy, what that one refuses.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from guard.abi import Mode
+from guard.backstop.iptables import Iptables
+from guard.backstop.lock import Design, Lock, lock_of, while_changing
+from guard.backstop.nftables import Nftables
+from guard.backstop.uplinks import uplinks
+from guard.checks import Check, State
+from guard.errors import BackstopError, GuardError
+from guard.hosts import Bell
+from guard.kernel import Guard, find_cgroup2
+from guard.policy import Policy
+from guard.tables import guarded_ports
+
+# NFNLGRP_NFTABLES, include/uapi/linux/netfilter/nfnetlink.h: rules were changed;
+# RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_ROUTE, linux/rtnetlink.h: so may be the uplinks
+_RULE_NEWS = 1 << 7 - 1
+_ROUTE_NEWS = 0x40 | 0x400
+# Legacy iptables sends no news; and news can be lost.
+_LOOK_SECONDS = 60.0
+# Some firewalls change a set of theirs many times a second.
+_AGAIN_SECONDS = 1.0
+
+
+class Backend(Protocol):
+    """A way to have a lock in netfilter."""
+
+    kind: str
+
+    def check(self, lock: Lock) -> None:
+        """Raise BackstopError if it cannot be put in force."""
+
+    def put(self, lock: Lock) -> None:
+        """Put it in force in place of what is there."""
+
+    def state(self) -> str:
+        """Give what is in force as text; "": nothing."""
+
+    def remove(self) -> bool:
+        """Take it out; False: it was not there."""
+
+
+_BACKENDS: dict[str, type[Nftables] | type[Iptables]] = {
+    "nftables": Nftables,
+    "iptables": Iptables,
+}
+
+
+def table_name(pin_dir: Path) -> str:
+    """Name the tables of the guard that is pinned there; a name for each guard."""
+    return re.sub(r"\W", "_", pin_dir.name, flags=re.ASCII)[:40] or "smtp_guard"
+
+
+def remove_all(pin_dir: Path) -> list[str]:
+    """Take out every second lock of a guard; gives the kinds there were."""
+    return [kind for kind in _BACKENDS if _remove(kind, table_name(pin_dir))]
+
+
+def _remove(kind: str, name: str) -> bool:
+    if kind == "iptables" and not _iptables_is_used():
+        return False
+    with contextlib.suppress(BackstopError):  # cannot be had, so it is not there
+        return _BACKENDS[kind](name).remove()
+    return False
+
+
+def _iptables_is_used() -> bool:
+    """Tell whether legacy iptables has its table here; asking it would make one."""
+    try:
+        return "filter" in Path("/proc/self/net/ip_tables_names").read_text().split()
+    except OSError:
+        return False
+
+
+def digest(state: str) -> str:
+    """Shorten a state for the guard's record."""
+    return hashlib.sha256(state.encode()).hexdigest() if state else ""
+
+
+class Keeper:
+    """The second lock of one guard, in the network namespace of this process."""
+
+    def __init__(self, pin_dir: Path, cgroup: Path | None) -> None:
+        """Touch nothing yet. cgroup is where the guard is attached; None: nowhere."""
+        self.name = table_name(pin_dir)
+        self.why = "no policy yet"  # it is not in force; "" when it is
+        self._everywhere = cgroup is None or os.path.samefile(cgroup, find_cgroup2())
+        self._backend: Backend | None = None
+        self._policy: Policy | None = None
+        self._lock: Lock | None = None
+        self._indexes: dict[str, int] = {}
+        self._state = ""
+        self._wrong: list[Check] = []
+        self._bells: list[Bell] = []
+        self._look_at = 0.0
+
+    @property
+    def kind(self) -> str:
+        """nftables or iptables, when one of them is in force; else off."""
+        return self._backend.kind if self._backend else "off"
+
+    @property
+    def lock(self) -> Lock | None:
+        """What is in force; None: nothing."""
+        return self._lock if self._backend else None
+
+    # ---- a policy comes
+
+    def loosen(self, guard: Guard, policy: Policy) -> None:
+        """Before the kernel programs follow policy: refuse only what both refuse.
+
+        Raises BackstopError when what it asks for cannot be had; then nothing was
+        changed.
+        """
+        backend = self._choose(policy)
+        new = lock_of(policy, Design.MARK, self._uplinks(policy))
+        if backend:
+            backend.check(new)
+        for kind in _BACKENDS:
+            if (backend is None or kind != backend.kind) and _known(guard) == kind:
+                _remove(kind, self.name)
+        there = guard.policy()
+        if backend is None or not there.mark or _known(guard) != backend.kind:
+            return
+        old = replace(
+            new,
+            enforce=there.mode == Mode.ENFORCE,
+            ports=guarded_ports(guard.control()),
+            marks=(int(there.mark),),
+            forward=(),
+        )
+        if old != replace(new, forward=()):
+            backend.put(while_changing(old, new))
+
+    def put(self, policy: Policy, design: Design) -> None:
+        """Put the lock of policy in force; `why` tells if it is not.
+
+        Raises BackstopError if policy names a way that there is not.
+        """
+        self._backend = self._choose(policy)
+        self._policy = policy
+        if self._backend is None:
+            self._lock = None
+            return
+        self._lock = lock_of(policy, design, self._uplinks(policy))
+        try:
+            self._put(self._lock)
+        except BackstopError as error:
+            self.why = str(error)
+            if policy.backstop.kind == "auto":
+                self._backend = self._lock = None
+            self._look_at = 0.0
+
+    def _put(self, lock: Lock) -> None:
+        assert self._backend
+        self._backend.put(lock)
+        self._lock = lock
+        self._indexes = _indexes(lock)
+        self._state = self._backend.state()
+        self._wrong = []
+        self.why = ""
+
+    def _choose(self, policy: Policy) -> Backend | None:
+        """Give the way that the policy names, or the first of the two there is."""
+        wanted = policy.backstop.kind
+        if wanted == "off":
+            self.why = "the policy says so"
+            return None
+        if wanted == "auto" and not self._everywhere:
+            self.why = "the guard is not about all processes, netfilter would be"
+            return None
+        if self._backend and wanted in ("auto", self._backend.kind):
+            return self._backend
+        reasons = []
+        for kind, way in _BACKENDS.items():
+            if wanted in ("auto", kind):
+                try:
+                    return way(self.name)
+                except BackstopError as error:
+                    if wanted == kind:
+                        raise
+                    reasons.append(str(error.args[0]))
+        self.why = "; ".join(reasons)
+        return None
+
+    def _uplinks(self, policy: Policy) -> tuple[str, ...]:
+        wanted = policy.backstop.uplinks
+        found = uplinks() if wanted is None else wanted
+        here = {name for _, name in socket.if_nameindex()}
+        return tuple(name for name in found if name in here)
+
+    def record(self) -> dict[str, Any]:
+        """Give what other processes may know, for the guard's record."""
+        return {"kind": self.kind, "state": digest(self._state), "why": self.why[:300]}
+
+    # ---- is it still there?
+
+    def bells(self) -> list[Bell]:
+        """Give what becomes readable when the lock should be looked at."""
+        if not self._bells:
+            self._bells = [
+                Bell(socket.NETLINK_ROUTE, _ROUTE_NEWS),
+                Bell(_NETLINK_NETFILTER, _RULE_NEWS),
+            ]
+        return self._bells
+
+    def rang(self) -> None:
+        """Look soon: something of the rules or routes was changed."""
+        for bell in self._bells:
+            bell.drain()
+        self._look_at = min(self._look_at, time.monotonic() + _AGAIN_SECONDS)
+
+    def look(self) -> list[Check]:
+        """Compare, once a minute or after news; gives what somebody changed.
+
+        A lock that has to be another by now, because an uplink came or a unit was
+        started anew, is put at once.
+        """
+        if self._backend is None or time.monotonic() < self._look_at:
+            return self._wrong
+        self._look_at = time.monotonic() + _LOOK_SECONDS
+        try:
+            self._wrong = list(self._compare())
+        except GuardError as error:
+            self._wrong = [Check("backstop", State.BAD, str(error), error.hint)]
+        return self._wrong
+
+    def _compare(self) -> Iterator[Check]:
+        assert self._backend and self._policy and self._lock
+        fresh = lock_of(self._policy, self._lock.design, self._uplinks(self._policy))
+        if fresh != self._lock or _indexes(fresh) != self._indexes:
+            self._put(fresh)
+            return
+        state = self._backend.state()
+        if self.why or state != self._state:
+            what = "changed" if state else "flushed"
+            yield Check(
+                "backstop",
+                State.BAD,
+                self.why or f"{what} the rules of {self.kind}",
+                "guardctl policy apply puts them back; find out who did it",
+            )
+
+    def put_back(self) -> None:
+        """Have it as it was put. Raises BackstopError."""
+        if self._backend and self._lock:
+            self._put(self._lock)
+            self._look_at = 0.0
+
+
+_NETLINK_NETFILTER = 12  # include/uapi/linux/netlink.h
+
+
+def _indexes(lock: Lock) -> dict[str, int]:
+    """Give the numbers of the uplinks: one of the same name may be another."""
+    found = {}
+    for name in lock.uplinks:
+        with contextlib.suppress(OSError):
+            found[name] = socket.if_nametoindex(name)
+    return found
+
+
+def _known(guard: Guard) -> str:
+    """Give the kind of the lock that the guard's record tells of."""
+    return str((guard.about().get("backstop") or {}).get("kind", "off"))
+
+
+def standing(guard: Guard, pin_dir: Path) -> Check:
+    """Compare what is in force with what the guard's record tells of."""
+    about = guard.about().get("backstop") or {}
+    kind = about.get("kind", "off")
+    if kind not in _BACKENDS:
+        why = about.get("why") or "loaded by a version without one"
+        return Check(
+            "backstop",
+            State.NOTE if why == "the policy says so" else State.WARN,
+            f"no second lock: {why}",
+            'kind = "nftables" in [backstop], then guardctl policy apply',
+        )
+    try:
+        state = _BACKENDS[kind](table_name(pin_dir)).state()
+    except BackstopError as error:
+        return Check("backstop", State.BAD, str(error), error.hint)
+    if digest(state) != about.get("state"):
+        what = "changed" if state else "gone"
+        return Check(
+            "backstop",
+            State.BAD,
+            f"the rules of {kind} are {what}",
+            "guardd puts them back within a minute; or guardctl policy apply",
+        )
+    return Check("backstop", State.GOOD, f"in force, by {kind}")
