@@ -121,6 +121,7 @@ class Policy:
     redirect4: tuple[str, int] | None = None  # None: IPv4 is denied instead
     redirect6: tuple[str, int] | None = None
     fold: Fold = Fold()
+    repair: bool = True  # what somebody changes in the kernel is put back
     sha256: bytes = bytes(32)  # of all files, in the order read
     files: tuple[Path, ...] = ()  # the policy file first, then its includes
     exes: frozenset[Path] = frozenset()  # as named, and every link on the way

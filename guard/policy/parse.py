@@ -32,7 +32,10 @@ from guard.policy.source import (
 )
 from guard.policy.units import BadUnit, UnitPattern, unit_pattern
 
-_MAIN_KEYS = ("mode", "ports", "include", "rule", "local", "redirect", "fold")
+_MAIN_KEYS = (
+    *("mode", "ports", "include", "rule", "local", "redirect", "fold"),
+    "tamper",
+)
 _INCLUDED_KEYS = ("include", "rule", "local")
 _RULE_KEYS = (
     *("name", "unit", "exe", "user", "group", "to", "ports"),
@@ -166,6 +169,9 @@ def _settings(main: Source, rules: tuple[Rule, ...], problems: Problems) -> Poli
     top = Table(main, problems, main.data)
     mode = top.choice("mode", ("observe", "enforce"))
     ports = top.ports("ports")
+    tamper = "repair"
+    if "tamper" in top.data:
+        tamper = top.choice("tamper", ("repair", "report")) or tamper
     local = _section(top, "local", ("audit", "default", "rule"))
     default = Verdict.ALLOW
     if "default" in local.data:
@@ -203,6 +209,7 @@ def _settings(main: Source, rules: tuple[Rule, ...], problems: Problems) -> Poli
         default,
         *targets,
         folding,
+        tamper == "repair",
     )
 
 
