@@ -30,7 +30,7 @@ from guard.errors import (
     ScribeDied,
 )
 from guard.filewatch import FileWatch
-from guard.finding import Finding, Kind, Notice
+from guard.finding import Finding, Notice
 from guard.force import (
     brief,
     bring_up,
@@ -46,6 +46,7 @@ from guard.origin import Naming
 from guard.policy import DEFAULT_FILE, Policy, load, refresh
 from guard.scribe import Scribe
 from guard.text import printable
+from guard.watch import Watch
 
 _TICK_SECONDS = 1.0  # status line and watchdog; systemd's limit is far longer
 _STOP_SECONDS = 5.0
@@ -60,7 +61,6 @@ class Daemon:
         self._selector = selectors.DefaultSelector()
         self._signals: set[int] = set()
         self._naming = Naming()
-        self._detached = ""  # why the guard is not in force; "" when it is
         self._unwatched = ""  # why files are not followed; "" when they are
 
     def start(self) -> None:
@@ -81,6 +81,10 @@ class Daemon:
             self._naming.use_rules(started.since_ns, started.policy.rule_name)
             self._watch(started.policy)
         record_daemon(self._guard)
+        self._watchman = Watch(
+            self._guard, options.cgroup, options.policy, self._policy
+        )
+        self._refused = started.refused is not None
         self._scribe = Scribe(self._guard, self._naming, self._echo)
         self._scribe.start()
         for notice in started.notices(options.policy):
@@ -145,10 +149,12 @@ class Daemon:
 
     def _apply(self, policy: Policy) -> None:
         """Put a policy in force, name its rules from now on, watch its files."""
+        self._watchman.put_back_control()  # what is changed is read first
         put_in_force(self._guard, policy)
         # after, not before: the one store that switches is near the end of it
         since_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         self._policy = policy
+        self._watchman.put(policy)
         self._naming.use_rules(since_ns, policy.rule_name)
         self._watch(policy)
 
@@ -170,52 +176,32 @@ class Daemon:
             policy = load(path)
             self._apply(policy)
         except (PolicyError, KernelError) as error:
+            self._refused = True
+            self._watchman.refused()
             self._scribe.tell(refusal_notice(error, path))
             self._guard.set_about(refused=brief(error), attempt=attempt)
         else:
+            self._refused = False
             self._scribe.tell(policy_notice(policy, path))
             self._guard.set_about(refused=None, attempt=attempt)
         sd.notify("READY=1")
 
-    def _stay_attached(self) -> None:
-        """Attach again what somebody detached, or say that it cannot be done.
-
-        Not by guardctl unload, which is refused while we run: by removing pins, or
-        the cgroup.
-        """
-        gone = self._guard.missing_hooks()
-        if not gone:
-            return
-        known, self._detached = self._detached, ""
-        try:
-            self._guard.attach(self._options.cgroup)
-            text = "attached again"
-        except KernelError as error:
-            self._detached = str(error)
-            text = f"NOT IN FORCE ({error}); to load it again, restart guardd"
-        if not known or not self._detached:
-            self._scribe.tell(
-                Notice(
-                    Kind.UNLOADED if self._detached else Kind.LOADED,
-                    time.time_ns() // 1000,
-                    f"somebody detached {', '.join(gone)}: {text}",
-                    priority=2,
-                )
-            )
-
     def _tick(self) -> None:
-        self._stay_attached()
+        for notice in self._watchman.round():
+            self._scribe.tell(notice)
+        wrong = self._watchman.unrepaired
         counters = self._guard.counters()
-        about = self._guard.about()
         mode = self._guard.mode.name.lower()
         parts = [
             f"{mode}: {counters[Counter.JUDGED]} connects judged",
             f"{counters[Counter.DENIED]} denied",
             f"{counters[Counter.LOST_RING]} lost",
         ]
-        if self._detached:
-            parts.insert(0, f"NOT IN FORCE: {self._detached}")
-        if about.get("refused"):
+        if "links" in wrong:
+            parts.insert(0, f"NOT IN FORCE: {wrong['links']}")
+        elif wrong:
+            parts.insert(0, f"changed by somebody: {', '.join(wrong)}")
+        if self._refused:
             parts.append("new policy refused, the old one is in force")
         if self._unwatched:
             parts.append(f"replaced files are not followed: {self._unwatched}")
@@ -237,7 +223,7 @@ class Daemon:
         self._guard.set_about(pid=None, pid_ticks=None)
         if not self._scribe.stop(_STOP_SECONDS):
             sys.stderr.write(f"guardd: {self._scribe.trouble}; findings stay queued\n")
-        if self._options.foreground and not self._detached:
+        if self._options.foreground and "links" not in self._watchman.unrepaired:
             mode = self._guard.mode.name.lower()
             sys.stderr.write(
                 f"guardd: ended; the guard stays in force ({mode}). To take it out:\n"

@@ -27,6 +27,8 @@ class Kind(enum.Enum):
     LOADED = "loaded"
     UNLOADED = "unloaded"
     PRE_EXISTING = "pre-existing"
+    TAMPERED = "tampered"
+    CLOCK_SET = "clock-set"
 
 
 @dataclass(frozen=True, slots=True)

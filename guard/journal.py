@@ -49,9 +49,12 @@ MESSAGE_IDS: dict[Kind, str] = {
     Kind.LOADED: "e17b4d252d2b4933aaee4cc48e4119b6",
     Kind.UNLOADED: "94be9a9417484aec871d92002d87d0f3",
     Kind.PRE_EXISTING: "2e81d0002b9d4b37a678d7ed15d274f5",
+    Kind.TAMPERED: "8bbc2060b12341fabdaeb1efefcb50e1",
+    Kind.CLOCK_SET: "c07b04c833ab4f4188486a8ea8bce614",
 }
 NOTICES = frozenset(
-    {Kind.LOST, Kind.POLICY_LOADED, Kind.POLICY_REFUSED, Kind.LOADED, Kind.UNLOADED}
+    (Kind.LOST, Kind.POLICY_LOADED, Kind.POLICY_REFUSED, Kind.LOADED, Kind.UNLOADED)
+    + (Kind.TAMPERED, Kind.CLOCK_SET)
 )
 _KINDS = {kind.value: kind for kind in Kind}
 

@@ -39,6 +39,7 @@ HOOKS = {
     "guard_connect4": 10,
     "guard_connect6": 11,
 }
+DENYING = ("guard_connect4", "guard_connect6")
 HAND_RUN = ("identify", "judge")
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -250,7 +251,7 @@ class Guard(Tables):
         KernelError, also for links that are at another folder; links that this
         call made are then taken back: half a guard is none.
         """
-        folder = _open_cgroup(cgroup)
+        folder = open_cgroup(cgroup)
         made: list[Path] = []
         try:
             live = self._links_at(folder, cgroup)
@@ -346,8 +347,30 @@ def _begin(home: Path) -> None:
         libbpf.Map(libbpf.get_pinned(home / name)).put(KEY0, value)
 
 
-def _open_cgroup(cgroup: Path) -> int:
-    """Open a cgroup2 folder; the caller owns the descriptor."""
+def open_to_others(folder: Path) -> bool:
+    """Tell whether others than root may enter a folder of pins."""
+    status = folder.stat()
+    return bool(status.st_uid or status.st_mode & 0o077)
+
+
+def runs_after(folder: int, hook: str, program_id: int) -> list[str]:
+    """Name the programs of others that run after ours at an open cgroup2 folder.
+
+    The kernel asks every program, those of a cgroup before those of its parents,
+    and one of several at the same cgroup in the order they came; a later one can
+    take a denial back (bpf_set_retval) or turn the connection elsewhere.
+    """
+    others: list[str] = []
+    for number in reversed(libbpf.effective_programs(folder, HOOKS[hook])):
+        if number == program_id:
+            return others[::-1]
+        with contextlib.suppress(KernelError):  # gone by now
+            others.append(f"{libbpf.program_name(number)} (id {number})")
+    return []  # not attached at all, which is another question
+
+
+def open_cgroup(cgroup: Path) -> int:
+    """Open a cgroup2 folder; the caller owns the descriptor. Raises KernelError."""
     hint = f"name a folder of cgroup v2, mounted at {find_cgroup2()}"
     try:
         folder = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

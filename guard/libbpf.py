@@ -224,6 +224,26 @@ def program_maps(number: int) -> set[int]:
     return set(ids)
 
 
+def program_name(number: int) -> str:
+    """Give the name that a loaded program's maker gave it, at most 15 letters."""
+    program = program_by_id(number)
+    try:
+        return str(info(program, ProgramInfo).name.decode("utf-8", "surrogateescape"))
+    finally:
+        os.close(program)
+
+
+def effective_programs(cgroup: int, attach_type: int) -> list[int]:
+    """Give the ids of what runs at an open cgroup2 folder, first to last."""
+    ids, count = (c.c_uint32 * 1024)(), c.c_uint32(1024)
+    effective = 1  # BPF_F_QUERY_EFFECTIVE
+    _check(
+        _lib.bpf_prog_query(cgroup, attach_type, effective, None, ids, c.byref(count)),
+        "cannot ask which programs run at a cgroup",
+    )
+    return ids[: count.value]
+
+
 def get_pinned(path: Path) -> int:
     """Open a pinned object and give its file descriptor, which the caller owns."""
     return _check(_lib.bpf_obj_get(str(path).encode()), f"cannot open {path}")

@@ -94,6 +94,10 @@ class Tables:
         self.home = home
         self._identify = identify
         self._maps: dict[str, libbpf.Map] = {}
+        # What this process put there last; None: not yet. guard/watch.py compares.
+        self.control_put: bytes | None = None
+        self.rows_put: Rows | None = None
+        self.hosts_put: frozenset[bytes] | None = None
         self._about_lock = threading.Lock()
 
     def __del__(self) -> None:
@@ -110,8 +114,8 @@ class Tables:
 
     @property
     def slot(self) -> int:
-        """The slot of the policy in force."""
-        return int(self.control().slot)
+        """The slot of the policy in force: one bit, as the kernel reads it."""
+        return int(self.control().slot) & 1
 
     @property
     def home_netns(self) -> int:
@@ -127,8 +131,9 @@ class Tables:
 
     @property
     def mode(self) -> abi.Mode:
-        """The mode of the policy in force."""
-        return abi.Mode(self.policy().mode)
+        """The mode of the policy in force; the kernel enforces any but observe."""
+        observe = self.policy().mode == abi.Mode.OBSERVE
+        return abi.Mode.OBSERVE if observe else abi.Mode.ENFORCE
 
     def policy(self) -> abi.Policy:
         """Give the fixed part of the policy in force."""
@@ -144,7 +149,7 @@ class Tables:
         Raises KernelError, and then the old policy stays in force.
         """
         slot = 1 - self.slot
-        self._purge(slot)
+        self._purge()
         for index in range(abi.MAX_ROWS):
             rule = rows.rules[index] if index < len(rows.rules) else abi.Rule()
             key = struct.pack("=I", slot * abi.MAX_ROWS + index)
@@ -158,9 +163,15 @@ class Tables:
         control = self.control()
         _follow(control, rows)
         _set_all_but(control.unguarded[slot], rows.ports)
-        self.map("control").put(KEY0, bytes(control))
+        self.put_control(bytes(control))
         control.slot = slot
-        self.map("control").put(KEY0, bytes(control))
+        self.put_control(bytes(control))
+        self.rows_put = rows
+
+    def put_control(self, control: bytes) -> None:
+        """Write the words that every program reads first."""
+        self.map("control").put(KEY0, control)
+        self.control_put = control
 
     def rules(self, slot: int) -> list[bytes]:
         """Give the rule rows of a slot, without the empty ones at the end."""
@@ -174,13 +185,18 @@ class Tables:
             rows.pop()
         return rows
 
-    def _purge(self, slot: int) -> None:
-        """Forget the rows of a slot that no running program reads any more."""
+    def _purge(self) -> None:
+        """Forget all rows but those in force: no running program reads them.
+
+        Not only the other slot's: rows that somebody put into no slot at all would
+        take up the room.
+        """
         wait_for_running_programs()
+        live = self.slot
         for name, kind in ROW_MAPS.items():
             table = self.map(name)
             for key in list(table.keys()):
-                if row_slot(kind.from_buffer_copy(key)) == slot:
+                if row_slot(kind.from_buffer_copy(key)) != live:
                     table.delete(key)
 
     def identify(self, path: Path) -> FileIdentity:
@@ -206,12 +222,14 @@ class Tables:
     def set_hosts(self, addresses: set[str]) -> None:
         """Make these (text) the host's own addresses, new ones first."""
         table = self.map("hosts")
+        self.hosts_put = None  # in between, and when they do not fit
         wanted = {abi.pack_address(text) for text in addresses}
         for key in wanted:
             table.put(key, struct.pack("=I", 1))
         for key in list(table.keys()):
             if key not in wanted:
                 table.delete(key)
+        self.hosts_put = frozenset(wanted)
 
     # ---- reading it
 
@@ -270,7 +288,7 @@ def row_slot(key: ctypes.Structure) -> int:
 
 def guarded_ports(control: abi.Control) -> frozenset[int]:
     """Give the TCP ports whose connects are judged."""
-    return _clear_bits(control.unguarded[control.slot])
+    return _clear_bits(control.unguarded[control.slot & 1])
 
 
 def _follow(control: abi.Control, rows: Rows) -> None:

@@ -8,16 +8,17 @@ installed object loaded afresh, rows with the policy file compiled afresh.
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
 from guard import abi, kernel, libbpf
 from guard.checks import Check, State, good
 from guard.errors import GuardError, KernelError, PolicyError
-from guard.force import exe_keys
+from guard.force import daemon_pid, exe_keys
 from guard.hosts import own_addresses
-from guard.kernel import Guard
-from guard.policy import Policy, compile_rows, load
+from guard.kernel import Guard, open_to_others
+from guard.policy import Policy, Rows, compile_rows, load
 from guard.tables import MAPS, ROW_MAPS, guarded_ports, netns_cookie, row_slot
 
 _RELOAD = "load it again: systemctl restart smtp-guard, or guardctl load"
@@ -27,10 +28,13 @@ _TAMPERED = f"somebody changed it; find out who, then {_RELOAD}"
 def verify(guard: Guard) -> Iterator[Check]:
     """Answer every question about what is loaded, one after the other."""
     yield _links(guard)
+    yield _order(guard)
     yield _programs(guard)
+    yield _pins(guard)
     yield _maps(guard)
     yield _hosts(guard)
     yield from _policy(guard)
+    yield from _watch(guard)
 
 
 def _links(guard: Guard) -> Check:
@@ -50,6 +54,56 @@ def _links(guard: Guard) -> Check:
             "links", State.BAD, f"not at {folder}: {', '.join(astray)}", _TAMPERED
         )
     return good("links", f"{len(attached)} attached at {folder}")
+
+
+def _order(guard: Guard) -> Check:
+    others = set()
+    for link in guard.attachments():
+        if link.name not in kernel.DENYING:
+            continue
+        try:
+            folder = kernel.open_cgroup(Path(guard.about().get("cgroup", "")))
+        except KernelError as error:
+            return Check("order", State.BAD, str(error), _RELOAD)
+        try:
+            others |= set(kernel.runs_after(folder, link.name, link.program_id))
+        finally:
+            os.close(folder)
+    if others:
+        return Check(
+            "order",
+            State.BAD,
+            "programs of others run after ours and can take back a denial: "
+            f"{', '.join(sorted(others))}",
+            "guardd moves ours behind those at its cgroup: is it running? Of those "
+            "at a cgroup above it, ask who attached them: bpftool cgroup tree",
+        )
+    return good("order", "a denial is the last word: no other program comes after")
+
+
+def _pins(guard: Guard) -> Check:
+    """The programs pinned beside the maps go onto the links in a repair."""
+    pinned = {}
+    for hook in kernel.HOOKS:
+        program = libbpf.get_pinned(guard.home / hook)
+        pinned[hook] = libbpf.info(program, libbpf.ProgramInfo).id
+        os.close(program)
+    wrong = [a.name for a in guard.attachments() if pinned[a.name] != a.program_id]
+    if wrong:
+        return Check(
+            "pins",
+            State.BAD,
+            f"other programs are pinned than attached: {', '.join(wrong)}",
+            _TAMPERED,
+        )
+    if open_to_others(guard.pin_dir) or open_to_others(guard.home):
+        return Check(
+            "pins",
+            State.BAD,
+            f"others than root may enter {guard.pin_dir}",
+            f"chmod -R go= {guard.pin_dir}; find out who let them in",
+        )
+    return good("pins", f"those of what is attached, under {guard.pin_dir}")
 
 
 def _programs(guard: Guard) -> Check:
@@ -140,23 +194,7 @@ def _rows(guard: Guard, policy: Policy) -> Check:
         rows = compile_rows(policy, slot, exe_keys(guard))
     except (GuardError, OSError) as error:
         return Check("rows", State.BAD, str(error), _RELOAD)
-    wrong = []
-    for name, kind in ROW_MAPS.items():
-        have = {
-            key: value
-            for key, value in guard.map(name).items()
-            if row_slot(kind.from_buffer_copy(key)) == slot
-        }
-        want = {_normal(name, key): value for key, value in getattr(rows, name).items()}
-        if {_normal(name, key): value for key, value in have.items()} != want:
-            wrong.append(name)
-    rules = [bytes(rule) for rule in rows.rules]
-    while rules and not any(rules[-1]):  # deny by rule 0 is all zero
-        rules.pop()
-    if guard.rules(slot) != rules:
-        wrong.append("rules")
-    if bytes(guard.policy()) != bytes(rows.policy):
-        wrong.append("policies")
+    wrong = wrong_rows(guard, rows, slot)
     if guarded_ports(guard.control()) != rows.ports:
         wrong.append("ports")
     if wrong:
@@ -169,8 +207,51 @@ def _rows(guard: Guard, policy: Policy) -> Check:
     return good("rows", f"{len(policy.rules)} rules, as compiled from the policy")
 
 
-def _normal(name: str, key: bytes) -> bytes:
-    """A trie gives its keys back with all bits beyond the prefix cleared."""
+def _watch(guard: Guard) -> Iterator[Check]:
+    """What guardd knows and nobody else: what it put there, whatever files say."""
+    if daemon_pid(guard) is None:
+        return
+    changed = guard.about().get("changed", [])
+    if changed:
+        yield Check(
+            "watch",
+            State.WARN if changed == ["policy-file"] else State.BAD,
+            f"guardd found changed, and not put back: {', '.join(changed)}",
+            "journalctl -t guardd SMTPGUARD_KIND=tampered",
+        )
+    else:
+        yield good("watch", "guardd found nothing that is not as it was put")
+
+
+def wrong_rows(guard: Guard, rows: Rows, slot: int) -> list[str]:
+    """Name the maps that do not hold rows in slot, for which these were compiled."""
+    wrong = []
+    for name, kind in ROW_MAPS.items():
+        have = {
+            key: value
+            for key, value in guard.map(name).items()
+            if row_slot(kind.from_buffer_copy(key)) == slot
+        }
+        want = {
+            normal_key(name, key): value for key, value in getattr(rows, name).items()
+        }
+        if {normal_key(name, key): value for key, value in have.items()} != want:
+            wrong.append(name)
+    rules = [bytes(rule) for rule in rows.rules]
+    while rules and not any(rules[-1]):  # deny by rule 0 is all zero
+        rules.pop()
+    if guard.rules(slot) != rules:
+        wrong.append("rules")
+    if guard.map("policies").get(struct.pack("=I", slot)) != bytes(rows.policy):
+        wrong.append("policies")
+    return wrong
+
+
+def normal_key(name: str, key: bytes) -> bytes:
+    """Give a key of a row map as the map itself gives it back.
+
+    A trie clears all bits beyond the prefix.
+    """
     if name not in ("units", "prefixes"):
         return key
     bits = int.from_bytes(key[:4], "little")

@@ -131,6 +131,7 @@ def show(pin_dir: Path, file: Path | None, as_json: bool) -> None:
     if targets:
         _line("redirect", f"to {' and '.join(targets)}")
     _line("fold", _fold(policy))
+    _line("tamper", _tamper(policy))
     for rule in policy.rules:
         quiet = ", only counted" if policy.quiet(rule) else ""
         place = f"{rule.file}:{rule.line}" if rule.line else rule.file
@@ -149,6 +150,12 @@ def _fold(policy: Policy) -> str:
         f"after {policy.fold.denied} denied or {policy.fold.local} passed alike in"
         f" {policy.fold.window_ns / 1e9:g} s"
     )
+
+
+def _tamper(policy: Policy) -> str:
+    if policy.repair:
+        return "repair: guardd puts back what somebody changes, and says so"
+    return "report: guardd says what somebody changed, and leaves it"
 
 
 def _line(key: str, text: str) -> None:

@@ -51,6 +51,7 @@ def _state(guard: Guard) -> dict[str, Any]:
     missing = guard.missing_hooks()
     sha256 = bytes(guard.policy().sha256).hex()
     pid = daemon_pid(guard)
+    changed = about.get("changed", []) if pid else []
     accounted = (
         counters[Counter.EVENTS]
         + counters[Counter.FOLDED]
@@ -67,6 +68,7 @@ def _state(guard: Guard) -> dict[str, Any]:
         "ports": sorted(guarded_ports(guard.control())),
         "cgroup": about.get("cgroup"),
         "not_attached": missing,
+        "changed": changed,
         "loaded": about.get("loaded"),
         "uptime_s": _since(about.get("loaded")),
         "version": about.get("version"),
@@ -98,6 +100,8 @@ def _show(state: dict[str, Any]) -> None:
     _line("policy", f"{state['policy']}, sha256 {state['policy_sha256'][:12]}")
     if state["refused"]:
         _line("refused", state["refused"].splitlines()[0])
+    if state["changed"]:
+        _line("CHANGED", f"by somebody: {', '.join(state['changed'])}")
     _line("ports", " ".join(map(str, state["ports"])))
     _line("cgroup", state["cgroup"])
     _line("loaded", f"{_ago(state['uptime_s'])} ago, smtp-guard {state['version']}")

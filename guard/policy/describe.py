@@ -94,6 +94,7 @@ def policy_json(policy: Policy) -> dict[str, object]:
             "denied": policy.fold.denied,
             "local": policy.fold.local,
         },
+        "tamper": "repair" if policy.repair else "report",
         "rules": [rule_json(policy, rule) for rule in policy.rules],
         "warnings": [problem.as_json() for problem in policy.warnings],
     }

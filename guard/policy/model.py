@@ -138,6 +138,7 @@ class Policy:
     redirect6: tuple[str, int] | None = None
     fold: Fold = Fold()
     backstop: Backstop = Backstop()
+    repair: bool = True  # what somebody changes in the kernel is put back
     sha256: bytes = bytes(32)  # of all files, in the order read
     files: tuple[Path, ...] = ()  # the policy file first, then its includes
     exes: frozenset[Path] = frozenset()  # as named, and every link on the way

@@ -35,7 +35,7 @@ from guard.policy.units import BadUnit, UnitPattern, unit_pattern
 
 _MAIN_KEYS = (
     *("mode", "ports", "include", "rule"),
-    *("local", "redirect", "fold", "backstop"),
+    *("local", "redirect", "fold", "tamper", "backstop"),
 )
 _INCLUDED_KEYS = ("include", "rule", "local")
 _RULE_KEYS = (
@@ -170,6 +170,9 @@ def _settings(main: Source, rules: tuple[Rule, ...], problems: Problems) -> Poli
     top = Table(main, problems, main.data)
     mode = top.choice("mode", ("observe", "enforce"))
     ports = top.ports("ports")
+    tamper = "repair"
+    if "tamper" in top.data:
+        tamper = top.choice("tamper", ("repair", "report")) or tamper
     local = top.section("local", ("audit", "default", "rule"))
     default = Verdict.ALLOW
     if "default" in local.data:
@@ -208,6 +211,7 @@ def _settings(main: Source, rules: tuple[Rule, ...], problems: Problems) -> Poli
         *targets,
         folding,
         backstop_section(top),
+        tamper == "repair",
     )
 
 

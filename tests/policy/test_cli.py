@@ -95,6 +95,7 @@ def test_show(file: Path) -> None:
     assert [rule["name"] for rule in told["rules"]] == [
         *("own-postfix", "to-own-mta", "root-submits")
     ]
+    assert told["tamper"] == "repair" and "tamper    repair: " in result.output
     assert told["redirect"]["to6"] == {"addr": "::1", "port": 25}
 
 

@@ -98,6 +98,8 @@ def test_defaults() -> None:
     assert policy.local_audit and policy.local_default is Verdict.ALLOW
     assert policy.redirect4 is policy.redirect6 is None  # nothing redirects
     assert policy.fold == Fold(5_000_000_000, 5, 1000)
+    assert policy.repair and parse('tamper = "repair"\n' + RULE).repair
+    assert not parse('tamper = "report"\n' + RULE).repair
     assert policy.warnings == ()
     redirected = parse(RULE.replace("allow", "redirect"))
     assert redirected.redirect4 == ("127.0.0.1", 25)
@@ -140,6 +142,7 @@ def test_what_is_quiet(
         (HEAD + "local = 1", 2, "not a section", "write [local]"),
         (HEAD + "[local]\naudit = 1", 3, "1 is not true or false", "true or false"),
         (HEAD + '[local]\ndefault = "redirect"', 3, "is not", '"allow" or "deny"'),
+        (HEAD + "tamper = true", 2, "is not", '"repair" or "report"'),
         (HEAD + "[fold]\nwindow = 5", 3, "not a time", '"5s"'),
         (HEAD + '[fold]\nwindow = "2h"', 3, "not a time", '"0s"'),
         (HEAD + "[fold]\ndenied = 0", 3, "not a count", "from 1 up"),

@@ -7,6 +7,7 @@ Each test first shows that the same file is good before it is spoilt.
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -72,6 +73,57 @@ def test_an_include_others_can_change_is_refused(policy: Path) -> None:
     assert load(policy).files == (policy, extra)
     extra.chmod(0o666)
     assert f"{extra} can be written by others" in refusal(lambda: load(policy))
+
+
+def test_what_leads_to_an_include_is_looked_at_like_the_include(
+    policy: Path, tmp_path: Path
+) -> None:
+    elsewhere = tmp_path / "elsewhere/deep"
+    elsewhere.mkdir(mode=0o755, parents=True)
+    extra = elsewhere / "extra.toml"
+    extra.write_text("")
+    extra.chmod(0o644)
+    link = policy.parent / "link.toml"
+    link.symlink_to(extra)
+    policy.write_text(HEAD + 'include = "link"')
+    load(policy)
+    for folder in (elsewhere, elsewhere.parent):
+        folder.chmod(0o777)
+        assert f"{folder} can be written by others" in refusal(lambda: load(policy))
+        folder.chmod(0o755)
+    os.chown(link, NOBODY, 0, follow_symlinks=False)
+    assert f"{link} belongs to nobody" in refusal(lambda: load(policy))
+
+
+def test_every_folder_above_the_policy_counts(policy: Path) -> None:
+    deep = policy.parent / "a/b"
+    deep.mkdir(mode=0o755, parents=True)
+    inner = policy.rename(deep / policy.name)
+    load(inner)
+    policy.parent.chmod(0o757)
+    report = refusal(lambda: load(inner))
+    assert f"{policy.parent} can be written by others" in report
+
+
+def test_a_link_to_the_folder_of_the_policy_is_looked_at(
+    policy: Path, tmp_path: Path
+) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(policy.parent)
+    load(link / policy.name)
+    os.chown(link, NOBODY, 0, follow_symlinks=False)
+    assert f"{link} belongs to nobody" in refusal(lambda: load(link / policy.name))
+
+
+def test_an_access_list_that_lets_somebody_write_is_seen(policy: Path) -> None:
+    """acl(5): the mask stands where the group's bits stand in stat(2)."""
+    entries = [(0x01, 6, -1), (0x02, 6, NOBODY), (0x04, 4, -1), (0x10, 6, -1)]
+    entries.append((0x20, 4, -1))
+    # struct posix_acl_xattr_header and _entry, linux/posix_acl_xattr.h
+    raw = struct.pack("<I", 2)
+    raw += b"".join(struct.pack("<HHi", *entry) for entry in entries)
+    os.setxattr(policy, "system.posix_acl_access", raw)
+    assert "can be written by group" in refusal(lambda: load(policy))
 
 
 def test_the_policy_file_is_no_link(policy: Path) -> None:
