@@ -129,8 +129,12 @@ def stat_identify(path: Path) -> tuple[ExeKey, ExeKey]:
 
 
 def _key(status: os.stat_result, name: bytes = b"") -> ExeKey:
-    device = os.major(status.st_dev) << _MINOR_BITS | os.minor(status.st_dev)
-    return ExeKey(status.st_ino, device, 0, 0, 0, name)
+    return ExeKey(status.st_ino, device_number(status), 0, 0, 0, name)
+
+
+def device_number(status: os.stat_result) -> int:
+    """Give the device of a file as the kernel keeps it, linux/kdev_t.h."""
+    return os.major(status.st_dev) << _MINOR_BITS | os.minor(status.st_dev)
 
 
 def is_missing(error: OSError) -> bool:

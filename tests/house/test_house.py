@@ -31,6 +31,7 @@ STAGES = [
     "ring",
     "finding",
     "origin",
+    "procfs",
     "message",
     "journal",
     "query",

@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What is told of a process that no hook saw is what /proc says of it."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from guard.finding import Kind
+from guard.origin import Naming
+from guard.policy import parse
+from guard.policy.evaluate import Destination, evaluate
+from guard.procfs import Seen, finding, holders, look
+from tests.kernel.world import PROGRAMS, PROGRAMS_PREFIX
+from tests.lab.lab import wait_until
+
+NOBODY = 65534
+SLEEP = shutil.which("sleep") or "/bin/sleep"
+
+
+@pytest.fixture
+def program() -> Iterator[Path]:
+    """A program that only root can write, and that may be replaced."""
+    folder = PROGRAMS / f"{PROGRAMS_PREFIX}{os.getpid()}-procfs"
+    folder.mkdir(mode=0o755)
+    try:
+        path = folder / "sleeper"
+        shutil.copy(SLEEP, path)
+        path.chmod(0o755)
+        yield path
+    finally:
+        shutil.rmtree(folder)
+
+
+def asleep(*command: str | Path, user: int | None = None) -> subprocess.Popen[bytes]:
+    """Start what sleeps, and wait until it is the program that it is to be."""
+    child = subprocess.Popen([*command, "60"], user=user, group=user, cwd="/usr")
+    wait_until(lambda: Path(f"/proc/{child.pid}/comm").read_text() != "", "a start")
+    wait_until(
+        lambda: b"60\0" in Path(f"/proc/{child.pid}/cmdline").read_bytes(), "its exec"
+    )
+    return child
+
+
+def ended(child: subprocess.Popen[bytes]) -> None:
+    child.kill()
+    child.wait()
+
+
+def matches(seen: Seen, rule: str) -> bool:
+    """Tell whether a rule that allows would match this process."""
+    policy = parse(f'mode = "enforce"\n[[rule]]\nname = "r"\n{rule}\nverdict = "allow"')
+    to = ipaddress.ip_address("192.0.2.25")
+    return evaluate(policy, seen.caller, Destination(to, 25)).rule == 0
+
+
+def test_a_process_is_told_whole(program: Path) -> None:
+    child = asleep(program, user=NOBODY)
+    try:
+        seen = look(child.pid)
+    finally:
+        ended(child)
+    assert seen and seen.file
+    assert (seen.pid, seen.ppid, seen.comm) == (child.pid, os.getpid(), "sleeper")
+    assert (seen.exe, seen.args, seen.cwd) == (
+        str(program),
+        (str(program), "60"),
+        "/usr",
+    )
+    assert seen.uids == seen.gids == (NOBODY, NOBODY)
+    assert os.path.samestat(seen.file, program.stat())
+    assert seen.ancestors[0].pid == os.getpid()
+    assert seen.ancestors[0].start_ns > 0 and seen.ancestors[0].comm
+    assert seen.netns == os.stat("/proc/self/ns/net").st_ino
+    assert look(child.pid) is None  # it has ended
+
+
+def test_a_finding_says_where_it_is_from() -> None:
+    naming = Naming()
+    common = {"connection": "c", "src": None, "dst": ("192.0.2.25", 25)}
+    common |= {"verdict": "deny", "mode": "enforce", "direction": "outbound"}
+    told = finding(
+        Kind.PRE_EXISTING, look(os.getpid()), naming, outcome="established", **common
+    )
+    assert told.incomplete[0] == "from-proc"
+    assert (told.pid, told.user) == (os.getpid(), naming.user(os.geteuid()))
+    told = finding(
+        Kind.PRE_EXISTING, None, naming, outcome="established", uid=NOBODY, **common
+    )
+    assert (told.uid, told.user) == (NOBODY, naming.user(NOBODY))
+    assert told.incomplete == ("from-proc", "no-process")
+    told = finding(Kind.PRE_EXISTING, None, naming, outcome="established", **common)
+    assert (told.uid, told.user) == (0, None)
+    assert told.incomplete == ("from-proc", "no-process", "no-user")
+
+
+def test_all_who_hold_a_socket_are_found() -> None:
+    with socket.socket() as held, socket.socket() as other:
+        inode = os.fstat(held.fileno()).st_ino
+        child = subprocess.Popen([SLEEP, "60"], pass_fds=[held.fileno()])
+        try:
+            wait_until(
+                lambda: (
+                    holders({inode}) == {inode: tuple(sorted([os.getpid(), child.pid]))}
+                ),
+                "both holders",
+            )
+        finally:
+            ended(child)
+        other_inode = os.fstat(other.fileno()).st_ino
+        assert holders({inode, other_inode}) == {
+            inode: (os.getpid(),),
+            other_inode: (os.getpid(),),
+        }
+    assert holders({inode}) == {}
+
+
+def test_an_executable_is_compared_as_the_kernel_does(program: Path) -> None:
+    child = asleep(program)
+    try:
+        seen = look(child.pid)
+        assert seen and matches(seen, f'exe = "{program}"')
+        assert not matches(seen, f'exe = "{SLEEP}"')
+        # An upgrade puts another file in its place: its name holds.
+        new = program.with_name("new")
+        shutil.copy(SLEEP, new)
+        new.chmod(0o755)
+        new.rename(program)
+        seen = look(child.pid)
+        assert seen and seen.file
+        assert seen.file.st_nlink == 0 and seen.exe == str(program)
+        assert matches(seen, f'exe = "{program}"')
+        program.parent.chmod(0o777)  # now anybody could have put it there
+        seen = look(child.pid)
+        assert seen and seen.executable
+        assert not seen.executable.name[3]
+    finally:
+        ended(child)
+
+
+def test_what_others_can_write_is_no_executable_of_a_rule(program: Path) -> None:
+    child = asleep(program)
+    try:
+        program.chmod(0o777)
+        seen = look(child.pid)
+        assert seen and seen.executable and not seen.executable.trusted
+    finally:
+        ended(child)
+
+
+def test_a_user_namespace_may_lie_about_its_executable(program: Path) -> None:
+    child = asleep("unshare", "--user", "--map-root-user", program)
+    try:
+        wait_until(
+            lambda: os.readlink(f"/proc/{child.pid}/exe") == str(program), "its exec"
+        )
+        seen = look(child.pid)
+        assert seen and seen.executable and not seen.executable.trusted
+    finally:
+        ended(child)
+
+
+def test_a_mount_namespace_cannot_give_a_false_folder(program: Path) -> None:
+    """Another folder lies at the path of the one that a rule names."""
+    fake = program.parent / "fake"
+    fake.mkdir()
+    shutil.copy(SLEEP, fake / "sleeper")
+    wanted = program.parent / "true"
+    wanted.mkdir()
+    shutil.copy(SLEEP, wanted / "sleeper")
+    script = f'mount --bind "{fake}" "{wanted}" && exec "{wanted}/sleeper" 60'
+    child = asleep("unshare", "--mount", "sh", "-c", script)
+    try:
+        wait_until(
+            lambda: os.readlink(f"/proc/{child.pid}/exe") == f"{wanted}/sleeper",
+            "its exec",
+        )
+        seen = look(child.pid)
+        assert seen and not matches(seen, f'exe = "{wanted}/sleeper"')
+        assert matches(seen, f'exe = "{fake}/sleeper"')  # the control
+    finally:
+        ended(child)
