@@ -22,7 +22,9 @@ from systemd import daemon as sd
 
 from guard import __version__, kernel
 from guard.abi import Counter
+from guard.backstop.witness import Witness
 from guard.errors import (
+    BackstopError,
     GuardError,
     KernelError,
     NotRoot,
@@ -81,12 +83,16 @@ class Daemon:
             self._naming.use_rules(started.since_ns, started.policy.rule_name)
             self._watch(started.policy)
         record_daemon(self._guard)
+        self._keeper = started.keeper
         self._watchman = Watch(
-            self._guard, options.cgroup, options.policy, self._policy
+            self._guard, options.cgroup, options.policy, self._policy, self._keeper
         )
         self._refused = started.refused is not None
         self._scribe = Scribe(self._guard, self._naming, self._echo)
         self._scribe.start()
+        self._witness = Witness(self._naming, self._scribe.tell)
+        if started.policy:
+            self._heed(started.policy)
         for notice in started.notices(options.policy):
             self._scribe.tell(notice)
         for finding in started.before:
@@ -109,6 +115,8 @@ class Daemon:
             self._addresses, selectors.EVENT_READ, self._on_addresses
         )
         self._selector.register(self._files, selectors.EVENT_READ, self._on_files)
+        for bell in self._keeper.bells():
+            self._selector.register(bell, selectors.EVENT_READ, self._keeper.rang)
         sd.notify("READY=1")
         tick_at = 0.0
         while not self._signals & {signal.SIGTERM, signal.SIGINT}:
@@ -150,13 +158,26 @@ class Daemon:
     def _apply(self, policy: Policy) -> None:
         """Put a policy in force, name its rules from now on, watch its files."""
         self._watchman.put_back_control()  # what is changed is read first
-        put_in_force(self._guard, policy)
+        put_in_force(self._guard, policy, self._keeper)
         # after, not before: the one store that switches is near the end of it
         since_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         self._policy = policy
         self._watchman.put(policy)
+        self._heed(policy)
         self._naming.use_rules(since_ns, policy.rule_name)
         self._watch(policy)
+
+    def _heed(self, policy: Policy) -> None:
+        """Listen to what the second lock records, if there is one."""
+        was = self._witness.fileno()
+        if was >= 0:
+            self._selector.unregister(was)
+        self._witness.heed(self._keeper.lock, self._keeper.kind, policy)
+        if self._witness.trouble:
+            sys.stderr.write(f"guardd: {self._witness.trouble}\n")
+        now = self._witness.fileno()
+        if now >= 0:
+            self._selector.register(now, selectors.EVENT_READ, self._witness.read)
 
     def _watch(self, policy: Policy) -> None:
         try:
@@ -175,7 +196,7 @@ class Daemon:
         try:
             policy = load(path)
             self._apply(policy)
-        except (PolicyError, KernelError) as error:
+        except (PolicyError, KernelError, BackstopError) as error:
             self._refused = True
             self._watchman.refused()
             self._scribe.tell(refusal_notice(error, path))
@@ -189,6 +210,7 @@ class Daemon:
     def _tick(self) -> None:
         for notice in self._watchman.round():
             self._scribe.tell(notice)
+        self._witness.tick()
         wrong = self._watchman.unrepaired
         counters = self._guard.counters()
         mode = self._guard.mode.name.lower()
@@ -203,6 +225,10 @@ class Daemon:
             parts.insert(0, f"changed by somebody: {', '.join(wrong)}")
         if self._refused:
             parts.append("new policy refused, the old one is in force")
+        if self._keeper.lacking:
+            parts.append(f"no second lock: {self._keeper.why}")
+        if self._witness.trouble:
+            parts.append(f"nobody listens to the second lock: {self._witness.trouble}")
         if self._unwatched:
             parts.append(f"replaced files are not followed: {self._unwatched}")
         if self._scribe.trouble:
@@ -221,6 +247,7 @@ class Daemon:
         """End; what is in force stays in force."""
         sd.notify("STOPPING=1")
         self._guard.set_about(pid=None, pid_ticks=None)
+        self._witness.close()
         if not self._scribe.stop(_STOP_SECONDS):
             sys.stderr.write(f"guardd: {self._scribe.trouble}; findings stay queued\n")
         if self._options.foreground and "links" not in self._watchman.unrepaired:

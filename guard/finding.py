@@ -27,6 +27,7 @@ class Kind(enum.Enum):
     LOADED = "loaded"
     UNLOADED = "unloaded"
     PRE_EXISTING = "pre-existing"
+    BACKSTOP = "backstop"
     TAMPERED = "tampered"
     CLOCK_SET = "clock-set"
 
@@ -92,6 +93,7 @@ class Finding:
     duration_us: int | None  # from connect() to the end
     count: int = 1  # SUMMARY: how many connects it stands for
     last_us: int = 0  # SUMMARY: CLOCK_REALTIME of the last of them
+    lock: str | None = None  # of the second lock: nftables-output, iptables-forward
     incomplete: tuple[str, ...] = field(default=())  # args-cut, cwd-cut, no-args, ...
 
 

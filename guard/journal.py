@@ -49,6 +49,7 @@ MESSAGE_IDS: dict[Kind, str] = {
     Kind.LOADED: "e17b4d252d2b4933aaee4cc48e4119b6",
     Kind.UNLOADED: "94be9a9417484aec871d92002d87d0f3",
     Kind.PRE_EXISTING: "2e81d0002b9d4b37a678d7ed15d274f5",
+    Kind.BACKSTOP: "138c733d10e6450b9ae98887935fa6c1",
     Kind.TAMPERED: "8bbc2060b12341fabdaeb1efefcb50e1",
     Kind.CLOCK_SET: "c07b04c833ab4f4188486a8ea8bce614",
 }
@@ -135,11 +136,12 @@ _COLUMNS: tuple[tuple[str, str, Callable[[Any], Any]], ...] = (
     ("bytes_sent", "SMTPGUARD_BYTES_SENT", _count),
     ("bytes_received", "SMTPGUARD_BYTES_RECEIVED", _count),
     ("duration_us", "SMTPGUARD_DURATION_US", _number),
+    ("lock", "SMTPGUARD_LOCK", _word),
 )
 # Those of which Finding says that None means not known: the field is absent.
 _MAY_MISS = frozenset(
     ("rule", "ppid", "user", "group", "loginuid", "session", "exe", "unit")
-    + ("container", "error", "duration_us")
+    + ("container", "error", "duration_us", "lock")
 )
 _REQUIRED = tuple((a, f, how) for a, f, how in _COLUMNS if a not in _MAY_MISS)
 _OPTIONAL = tuple((a, f, how) for a, f, how in _COLUMNS if a in _MAY_MISS)

@@ -23,6 +23,7 @@ _LEAD = {
     Kind.ALLOWED: "allowed",
     Kind.LOCAL: "local",
     Kind.CLOSED: "ended",
+    Kind.BACKSTOP: "met by the second lock",
     Kind.PRE_EXISTING: "was open before the guard",
 }
 _VERDICTS = {"deny": "denied", "allow": "allowed", "redirect": "redirected"}
@@ -64,6 +65,8 @@ def _why(finding: Finding) -> str:
         )
     if finding.rule is not None:
         why = f', rule "{finding.rule}"'
+    elif finding.kind is Kind.BACKSTOP:
+        why = f", {finding.lock}: no connect() was seen"
     elif finding.verdict == "deny":
         why = ", no rule allows it"
     else:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from guard import abi, kernel, libbpf
+from guard.backstop.keeper import standing
 from guard.checks import Check, State, good
 from guard.errors import GuardError, KernelError, PolicyError
 from guard.force import daemon_pid, exe_keys
@@ -33,6 +34,7 @@ def verify(guard: Guard) -> Iterator[Check]:
     yield _pins(guard)
     yield _maps(guard)
     yield _hosts(guard)
+    yield standing(guard)
     yield from _policy(guard)
     yield from _watch(guard)
 

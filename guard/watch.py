@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from guard import abi
+from guard.backstop.keeper import Keeper
 from guard.checks import Check, State
 from guard.errors import NotLoaded, PolicyError
 from guard.finding import Kind, Notice
@@ -44,7 +45,14 @@ _STEP_NS = 1_000_000_000  # a clock that was set by less is not told
 class Watch:
     """The guard that this process serves, as it was put and as it is."""
 
-    def __init__(self, guard: Guard, cgroup: Path, file: Path, policy: Policy | None):
+    def __init__(
+        self,
+        guard: Guard,
+        cgroup: Path,
+        file: Path,
+        policy: Policy | None,
+        keeper: Keeper,
+    ) -> None:
         """Begin when the guard is attached and its record written.
 
         file is the policy's; policy None: it was refused, and what is in force is
@@ -73,6 +81,7 @@ class Watch:
             # nobody's but guardd's, and what guardctl finds it by
             Subject(self._about, self._put_back_about, always=True),
             Subject(self._files.look),
+            Subject(keeper.look, keeper.put_back),
         ]
         self._seldom = [
             Subject(self._rows, self._put_back_rows),

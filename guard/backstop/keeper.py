@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import re
 import socket
 import time
@@ -29,7 +28,7 @@ from guard.errors import BackstopError, GuardError
 from guard.hosts import Bell
 from guard.kernel import Guard, find_cgroup2
 from guard.policy import Policy
-from guard.tables import guarded_ports
+from guard.tables import guarded_ports, netns_cookie
 
 # NFNLGRP_NFTABLES, include/uapi/linux/netfilter/nfnetlink.h: rules were changed;
 # RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_ROUTE, linux/rtnetlink.h: so may be the uplinks
@@ -103,7 +102,8 @@ class Keeper:
         """Touch nothing yet. cgroup is where the guard is attached; None: nowhere."""
         self.name = table_name(pin_dir)
         self.why = "no policy yet"  # it is not in force; "" when it is
-        self._everywhere = cgroup is None or os.path.samefile(cgroup, find_cgroup2())
+        self.lacking = False  # the policy wants one that is not to be had
+        self._cgroup = cgroup
         self._backend: Backend | None = None
         self._policy: Policy | None = None
         self._lock: Lock | None = None
@@ -161,17 +161,21 @@ class Keeper:
         if self._backend is None:
             self._lock = None
             return
-        self._lock = lock_of(policy, design, self._uplinks(policy))
+        lock = lock_of(policy, design, self._uplinks(policy))
         try:
-            self._put(self._lock)
+            self._put(lock)
         except BackstopError as error:
-            self.why = str(error)
+            self.why, self.lacking = str(error), True
+            self._lock = lock
             if policy.backstop.kind == "auto":
                 self._backend = self._lock = None
             self._look_at = 0.0
 
     def _put(self, lock: Lock) -> None:
         assert self._backend
+        known = lock == self._lock and self._state and not self.why
+        if known and self._backend.state() == self._state:
+            return  # so that its counters go on
         self._backend.put(lock)
         self._lock = lock
         self._indexes = _indexes(lock)
@@ -182,10 +186,11 @@ class Keeper:
     def _choose(self, policy: Policy) -> Backend | None:
         """Give the way that the policy names, or the first of the two there is."""
         wanted = policy.backstop.kind
+        self.lacking = False
         if wanted == "off":
             self.why = "the policy says so"
             return None
-        if wanted == "auto" and not self._everywhere:
+        if wanted == "auto" and self._cgroup not in (None, find_cgroup2()):
             self.why = "the guard is not about all processes, netfilter would be"
             return None
         if self._backend and wanted in ("auto", self._backend.kind):
@@ -199,7 +204,7 @@ class Keeper:
                     if wanted == kind:
                         raise
                     reasons.append(str(error.args[0]))
-        self.why = "; ".join(reasons)
+        self.why, self.lacking = "; ".join(reasons), True
         return None
 
     def _uplinks(self, policy: Policy) -> tuple[str, ...]:
@@ -210,7 +215,8 @@ class Keeper:
 
     def record(self) -> dict[str, Any]:
         """Give what other processes may know, for the guard's record."""
-        return {"kind": self.kind, "state": digest(self._state), "why": self.why[:300]}
+        found = {"kind": self.kind, "state": digest(self._state)}
+        return {**found, "lacking": self.lacking, "why": self.why[:300]}
 
     # ---- is it still there?
 
@@ -284,20 +290,26 @@ def _known(guard: Guard) -> str:
     return str((guard.about().get("backstop") or {}).get("kind", "off"))
 
 
-def standing(guard: Guard, pin_dir: Path) -> Check:
+def standing(guard: Guard) -> Check:
     """Compare what is in force with what the guard's record tells of."""
+    if guard.home_netns != netns_cookie():
+        return Check(
+            "backstop",
+            State.NOTE,
+            "the guard belongs to another network namespace; not compared",
+        )
     about = guard.about().get("backstop") or {}
     kind = about.get("kind", "off")
     if kind not in _BACKENDS:
         why = about.get("why") or "loaded by a version without one"
         return Check(
             "backstop",
-            State.NOTE if why == "the policy says so" else State.WARN,
+            State.WARN if about.get("lacking") else State.NOTE,
             f"no second lock: {why}",
             'kind = "nftables" in [backstop], then guardctl policy apply',
         )
     try:
-        state = _BACKENDS[kind](table_name(pin_dir)).state()
+        state = _BACKENDS[kind](table_name(guard.pin_dir)).state()
     except BackstopError as error:
         return Check("backstop", State.BAD, str(error), error.hint)
     if digest(state) != about.get("state"):

@@ -23,7 +23,7 @@ _COPY_PACKET = 2  # NFULNL_COPY_PACKET
 _CFG_F_SEQ = 1  # NFULNL_CFG_F_SEQ
 _BYTES = 160  # of each packet: the headers of a frame, IPv6 and TCP, and options
 _BUFFER = 4 << 20  # of the socket, in bytes
-_BATCH, _HUNDREDTHS = 32, 5  # packets that wait for others, and for how long
+_AT_ONCE = 1  # packets that make a batch: who sent one may not live long
 _LARGEST = 1 << 17  # a batch: NFULNL_NLBUFSIZ_DEFAULT is a page
 _MODULUS = 1 << 32  # of the numbers
 
@@ -76,8 +76,7 @@ class PacketLog:
             raise error
         self._lib.nflog_set_mode(bound, c.c_uint8(_COPY_PACKET), c.c_uint(_BYTES))
         self._lib.nflog_set_flags(bound, c.c_uint16(_CFG_F_SEQ))
-        self._lib.nflog_set_qthresh(bound, c.c_uint32(_BATCH))
-        self._lib.nflog_set_timeout(bound, c.c_uint32(_HUNDREDTHS))
+        self._lib.nflog_set_qthresh(bound, c.c_uint32(_AT_ONCE))
         self._callback = _CALLBACK(self._take)  # for as long as it may be called
         self._lib.nflog_callback_register(bound, self._callback, None)
         self._bound = bound
@@ -99,7 +98,7 @@ class PacketLog:
         """Give the descriptor to wait on."""
         return self._fd
 
-    def read(self, batches: int = 64) -> None:
+    def read(self, batches: int = 256) -> None:
         """Hand over what is there, at most so many batches of packets."""
         for _ in range(batches):
             try:

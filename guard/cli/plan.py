@@ -13,7 +13,7 @@ import click
 from guard.cli import options
 from guard.cli.output import iso_time, short_time, valid
 from guard.errors import PolicyError
-from guard.finding import Finding
+from guard.finding import Finding, Kind
 from guard.policy import Problem, parse
 from guard.policy.evaluate import unit_matches
 from guard.policy.units import BadUnit, unit_pattern
@@ -90,6 +90,8 @@ def command(
 def _judge(candidate: Candidate, names: set[str]) -> tuple[str | None, list[str]]:
     """Give the rule, None if there can be none, and what speaks against it."""
     finding = candidate.finding
+    if finding.lock and finding.kind is Kind.BACKSTOP:
+        return None, [_by_no_connect(finding)]
     against = _warnings(finding)
     if not finding.exe or not finding.exe_nlink or not finding.exe.isprintable():
         return None, against
@@ -101,6 +103,16 @@ def _judge(candidate: Candidate, names: set[str]) -> tuple[str | None, list[str]
     except PolicyError as error:
         return None, [*against, *map(_problem, error.problems)]
     return rule, [*against, *map(_problem, policy.warnings)]
+
+
+def _by_no_connect(finding: Finding) -> str:
+    if finding.lock and finding.lock.endswith("-forward"):
+        source = finding.src[0] if finding.src else "its address"
+        return (
+            "forwarded, from a container or another host: to let it send, add"
+            f" {source} or its network to forward in [backstop]"
+        )
+    return "made of a raw or packet socket, or of a way that no connect() shows"
 
 
 def _problem(problem: object) -> str:

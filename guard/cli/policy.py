@@ -131,6 +131,7 @@ def show(pin_dir: Path, file: Path | None, as_json: bool) -> None:
     if targets:
         _line("redirect", f"to {' and '.join(targets)}")
     _line("fold", _fold(policy))
+    _line("backstop", _backstop(policy))
     _line("tamper", _tamper(policy))
     for rule in policy.rules:
         quiet = ", only counted" if policy.quiet(rule) else ""
@@ -156,6 +157,18 @@ def _tamper(policy: Policy) -> str:
     if policy.repair:
         return "repair: guardd puts back what somebody changes, and says so"
     return "report: guardd says what somebody changed, and leaves it"
+
+
+def _backstop(policy: Policy) -> str:
+    lock = policy.backstop
+    if lock.kind == "off":
+        return "off"
+    parts = [lock.kind, f"mark {lock.mark:#x}", f"NFLOG group {lock.group}"]
+    if lock.forward:
+        parts.append(f"forwards for {' '.join(map(str, lock.forward))}")
+    if lock.uplinks is not None:
+        parts.append(f"uplinks {' '.join(lock.uplinks) or 'none'}")
+    return ", ".join(parts)
 
 
 def _line(key: str, text: str) -> None:

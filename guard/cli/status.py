@@ -68,6 +68,7 @@ def _state(guard: Guard) -> dict[str, Any]:
         "ports": sorted(guarded_ports(guard.control())),
         "cgroup": about.get("cgroup"),
         "not_attached": missing,
+        "backstop": about.get("backstop"),
         "changed": changed,
         "loaded": about.get("loaded"),
         "uptime_s": _since(about.get("loaded")),
@@ -105,6 +106,7 @@ def _show(state: dict[str, Any]) -> None:
     _line("ports", " ".join(map(str, state["ports"])))
     _line("cgroup", state["cgroup"])
     _line("loaded", f"{_ago(state['uptime_s'])} ago, smtp-guard {state['version']}")
+    _line("2nd lock", _backstop(state["backstop"] or {}))
     guardd = state["guardd"]
     if guardd["pid"]:
         _line("guardd", f"pid {guardd['pid']}, up {_ago(guardd['uptime_s'])}")
@@ -125,6 +127,11 @@ def _show(state: dict[str, Any]) -> None:
     _line("lost", ", ".join(f"{n} {name}" for name, n in lost.items()) or "nothing")
     if state["waiting_bytes"]:
         _line("waiting", f"{state['waiting_bytes']} bytes in the ring")
+
+
+def _backstop(about: dict[str, Any]) -> str:
+    kind = about.get("kind", "off")
+    return f"none: {about.get('why') or 'not loaded'}" if kind == "off" else str(kind)
 
 
 def _ago(seconds: float | None) -> str:

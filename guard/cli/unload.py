@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 
+from guard.backstop.keeper import remove_all
 from guard.cli.notices import tell_journal
 from guard.errors import GuardError, NotLoaded
 from guard.finding import Kind, Notice
@@ -42,6 +43,7 @@ def command(pin_dir: Path, as_json: bool) -> None:
         if not remains(pin_dir):
             raise
         with only_one(pin_dir):
+            remove_all(pin_dir)
             take_out(pin_dir)
         tell_journal([_notice()])
     else:
@@ -55,6 +57,7 @@ def command(pin_dir: Path, as_json: bool) -> None:
 
 def _unload(guard: Guard) -> None:
     """Detach first, so that nothing more is found; then journal, then forget."""
+    remove_all(guard.pin_dir)  # first: what is not judged has no mark
     guard.detach()
     scribe = Scribe(guard, _naming(guard), lambda found: None)
     scribe.start()

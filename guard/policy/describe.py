@@ -94,6 +94,13 @@ def policy_json(policy: Policy) -> dict[str, object]:
             "denied": policy.fold.denied,
             "local": policy.fold.local,
         },
+        "backstop": {
+            "kind": policy.backstop.kind,
+            "mark": policy.backstop.mark,
+            "forward": [str(network) for network in policy.backstop.forward],
+            "uplinks": policy.backstop.uplinks,
+            "group": policy.backstop.group,
+        },
         "tamper": "repair" if policy.repair else "report",
         "rules": [rule_json(policy, rule) for rule in policy.rules],
         "warnings": [problem.as_json() for problem in policy.warnings],

@@ -34,6 +34,7 @@ _BEGINNINGS = (
     Kind.LOCAL.value,
     Kind.SUMMARY.value,
     Kind.PRE_EXISTING.value,
+    Kind.BACKSTOP.value,
 )
 _CLOSED = Kind.CLOSED.value.encode()
 _SUMMARY = Kind.SUMMARY.value.encode()

@@ -55,6 +55,7 @@ def candidates(found: Iterable[Finding]) -> tuple[list[Candidate], int]:
             finding.exe_nlink == 0,
             finding.uid,
             finding.direction,
+            finding.lock,
         )
         candidate = made.get(key)
         if candidate is None:

@@ -102,7 +102,8 @@ class Guardd:
 
     def __init__(self, site: Site, *options: str, **more: str | bool) -> None:
         """Start it; more: policy, cgroup or pin_dir instead of the site's, netns for
-        a network namespace of its own, output="closed pipe".
+        a network namespace of its own (or a file that leads to one), output="closed
+        pipe".
         """
         number = next(_numbers)
         self.messages: list[str] = []  # of sd_notify(3)
@@ -118,11 +119,14 @@ class Guardd:
         # its own /run/systemd/journal: the one place where guardd writes to
         script = f'mount --bind "$0" {RUNTIME} && exec "$@"'
         spaces = ["--mount", "--propagation", "private"]
-        if more.get("netns"):
+        inside: list[str] = []
+        if isinstance(netns := more.get("netns"), str):
+            inside = ["nsenter", f"--net={netns}"]
+        elif netns:
             spaces.append("--net")
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                ["unshare", *spaces, "sh", "-ec", script]
+                [*inside, "unshare", *spaces, "sh", "-ec", script]
                 + [str(site.journald.runtime), *argv],
                 cwd=CHECKOUT,
                 env={**os.environ, "NOTIFY_SOCKET": str(path)},

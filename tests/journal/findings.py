@@ -82,6 +82,8 @@ def finding(kind: Kind = Kind.DENIED, **changes: Any) -> Finding:
     elif kind in (Kind.LOCAL, Kind.CLOSED, Kind.PRE_EXISTING):
         implied |= {"verdict": "allow", "direction": "local", "outcome": "syn-sent"}
         implied |= {"dst": ("127.0.0.1", 25)}
+    elif kind is Kind.BACKSTOP:
+        implied |= {"lock": "nftables-output"}
     if kind is Kind.CLOSED:
         implied |= {"outcome": "closed", "bytes_sent": 345, "bytes_received": 678}
         implied |= {"duration_us": 1_234_567}
@@ -146,6 +148,7 @@ findings = st.builds(
     bytes_sent=_u63,
     bytes_received=_u63,
     duration_us=st.none() | _u63,
+    lock=st.none() | st.just("nftables-egress"),
     count=_u32,
     last_us=_time,
     incomplete=st.sets(st.sampled_from(["args-cut", "no-exe"])).map(tuple),

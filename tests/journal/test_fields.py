@@ -68,7 +68,8 @@ def test_every_attribute_of_a_finding_has_a_field() -> None:
     full = finding(
         Kind.CLOSED,
         rule="r", loginuid=1, session=2, container="docker:x", error="ETIMEDOUT",
-        via=("127.0.0.1", 25), count=2, last_us=3, incomplete=("args-cut",),
+        via=("127.0.0.1", 25), count=2, last_us=3, lock="nftables-output",
+        incomplete=("args-cut",),
     )  # fmt: skip
     written = entry(full)
     special = {"kind", "src", "dst", "via"}
