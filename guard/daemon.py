@@ -3,7 +3,8 @@
 
 Wiring only. The main thread keeps the kernel's maps current (policy, executables,
 the host's addresses); the scribe carries events to the journal. Neither ending
-opens a port: programs and maps are pinned and stay in force.
+opens a port: programs and maps are pinned and stay in force. With --design owner it
+does without them, see unaided.py.
 """
 
 from __future__ import annotations
@@ -11,9 +12,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import selectors
-import signal
-import socket
 import sys
 import time
 from pathlib import Path
@@ -24,15 +22,14 @@ from guard import __version__, kernel
 from guard.abi import Counter
 from guard.backstop.witness import Witness
 from guard.errors import (
+    AlreadyRunning,
     BackstopError,
     GuardError,
     KernelError,
     NotRoot,
     PolicyError,
-    ScribeDied,
 )
 from guard.filewatch import FileWatch
-from guard.finding import Finding, Notice
 from guard.force import (
     brief,
     bring_up,
@@ -43,95 +40,57 @@ from guard.force import (
     refusal_notice,
 )
 from guard.hosts import AddressNews, own_addresses
-from guard.message import message
-from guard.origin import Naming
 from guard.policy import DEFAULT_FILE, Policy, load, refresh
 from guard.scribe import Scribe
-from guard.text import printable
+from guard.service import Service
+from guard.unaided import Unaided, served_by, state_file
 from guard.watch import Watch
 
-_TICK_SECONDS = 1.0  # status line and watchdog; systemd's limit is far longer
-_STOP_SECONDS = 5.0
 
-
-class Daemon:
-    """One run of guardd."""
-
-    def __init__(self, options: argparse.Namespace) -> None:
-        """Keep the options; nothing is touched before start()."""
-        self._options = options
-        self._selector = selectors.DefaultSelector()
-        self._signals: set[int] = set()
-        self._naming = Naming()
-        self._unwatched = ""  # why files are not followed; "" when they are
+class Daemon(Service):
+    """One run of guardd that serves our kernel programs."""
 
     def start(self) -> None:
         """Put the guard in force. Raises GuardError, with nothing half done."""
         options = self._options
-        self._catch_signals()
+        self.catch_signals()
+        without = state_file(options.pin_dir)
+        if (pid := served_by(without)) is not None:
+            raise AlreadyRunning(
+                f"this host without kernel programs (pid {pid})",
+                hint="stop it first: systemctl stop smtp-guard",
+            )
         self._only = only_one(options.pin_dir)
         self._only.__enter__()  # for as long as this process lives
         started = bring_up(
             options.pin_dir, options.cgroup, options.policy, options.ring_bytes
         )
         self._guard = started.guard
+        without.unlink(missing_ok=True)  # what it had in force was replaced
         self._addresses = AddressNews()
         self._guard.set_hosts(own_addresses())  # once more: now none is missed
         self._files = FileWatch()
         self._policy = started.policy
         if started.policy:
             self._naming.use_rules(started.since_ns, started.policy.rule_name)
-            self._watch(started.policy)
+            self.follow(started.policy)
         record_daemon(self._guard)
         self._keeper = started.keeper
         self._watchman = Watch(
             self._guard, options.cgroup, options.policy, self._policy, self._keeper
         )
         self._refused = started.refused is not None
-        self._scribe = Scribe(self._guard, self._naming, self._echo)
+        self._scribe = Scribe(self._guard, self._naming, self.echo)
         self._scribe.start()
         self._witness = Witness(self._naming, self._scribe.tell)
         if started.policy:
-            self._heed(started.policy)
+            self.heed(started.policy)
         for notice in started.notices(options.policy):
             self._scribe.tell(notice)
         for finding in started.before:
             self._scribe.tell(finding)
-
-    def _catch_signals(self) -> None:
-        """First of all: `guardctl policy apply` may send SIGHUP very early."""
-        self._wake, wakened = socket.socketpair()
-        for end in (self._wake, wakened):
-            end.setblocking(False)
-        self._wakened = wakened  # kept open
-        signal.set_wakeup_fd(wakened.fileno())
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, lambda number, _: self._signals.add(number))
-        self._selector.register(self._wake, selectors.EVENT_READ, None)
-
-    def run(self) -> None:
-        """Work until SIGTERM or SIGINT."""
-        self._selector.register(
-            self._addresses, selectors.EVENT_READ, self._on_addresses
-        )
-        self._selector.register(self._files, selectors.EVENT_READ, self._on_files)
-        for bell in self._keeper.bells():
-            self._selector.register(bell, selectors.EVENT_READ, self._keeper.rang)
-        sd.notify("READY=1")
-        tick_at = 0.0
-        while not self._signals & {signal.SIGTERM, signal.SIGINT}:
-            if signal.SIGHUP in self._signals:
-                self._signals.discard(signal.SIGHUP)
-                self._reload()
-            now = time.monotonic()
-            if now >= tick_at:
-                tick_at = now + _TICK_SECONDS
-                self._tick()
-            for key, _ in self._selector.select(tick_at - now):
-                if key.data is None:
-                    self._wake.recv(4096)
-                else:
-                    key.data()
+        self.register(self._addresses, self._on_addresses)
+        self.register(self._files, self._on_files)
 
     def _on_addresses(self) -> None:
         self._addresses.drain()
@@ -148,7 +107,7 @@ class Daemon:
         """
         if not self._files.changed() or self._policy is None:
             return
-        self._watch(self._policy)
+        self.follow(self._policy)
         try:
             self._apply(refresh(self._policy))
         except GuardError as error:
@@ -163,34 +122,12 @@ class Daemon:
         since_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         self._policy = policy
         self._watchman.put(policy)
-        self._heed(policy)
+        self.heed(policy)
         self._naming.use_rules(since_ns, policy.rule_name)
-        self._watch(policy)
+        self.follow(policy)
 
-    def _heed(self, policy: Policy) -> None:
-        """Listen to what the second lock records, if there is one."""
-        was = self._witness.fileno()
-        if was >= 0:
-            self._selector.unregister(was)
-        self._witness.heed(self._keeper.lock, self._keeper.kind, policy)
-        if self._witness.trouble:
-            sys.stderr.write(f"guardd: {self._witness.trouble}\n")
-        now = self._witness.fileno()
-        if now >= 0:
-            self._selector.register(now, selectors.EVENT_READ, self._witness.read)
-
-    def _watch(self, policy: Policy) -> None:
-        try:
-            self._files.watch(policy.watch)
-            self._unwatched = ""
-        except KernelError as error:
-            if not self._unwatched:
-                sys.stderr.write(f"guardd: {error.report()}\n")
-            self._unwatched = str(error)
-
-    def _reload(self) -> None:
-        now_us = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
-        sd.notify(f"RELOADING=1\nMONOTONIC_USEC={now_us}")
+    def reload(self) -> None:
+        """Read the policy file again and put it in force, or keep the old one."""
         path = self._options.policy
         attempt = int(self._guard.about().get("attempt", 0)) + 1
         try:
@@ -205,9 +142,9 @@ class Daemon:
             self._refused = False
             self._scribe.tell(policy_notice(policy, path))
             self._guard.set_about(refused=None, attempt=attempt)
-        sd.notify("READY=1")
 
-    def _tick(self) -> None:
+    def tick(self) -> None:
+        """Look at everything, and say how it is."""
         for notice in self._watchman.round():
             self._scribe.tell(notice)
         self._witness.tick()
@@ -227,29 +164,12 @@ class Daemon:
             parts.append("new policy refused, the old one is in force")
         if self._keeper.lacking:
             parts.append(f"no second lock: {self._keeper.why}")
-        if self._witness.trouble:
-            parts.append(f"nobody listens to the second lock: {self._witness.trouble}")
-        if self._unwatched:
-            parts.append(f"replaced files are not followed: {self._unwatched}")
-        if self._scribe.trouble:
-            parts.append(f"journald does not take findings: {self._scribe.trouble}")
-        sd.notify(f"STATUS={', '.join(parts)}\nWATCHDOG=1")
-        if not self._scribe.is_alive():
-            raise ScribeDied(hint="findings wait in the kernel for the next guardd")
-
-    def _echo(self, found: Finding | Notice) -> None:
-        if self._options.foreground:
-            text = message(found) if isinstance(found, Finding) else found.message
-            clock = time.strftime("%H:%M:%S", time.localtime(found.time_us / 1e6))
-            print(f"{clock} {printable(text)}", flush=True)
+        self.say(parts)
 
     def stop(self) -> None:
         """End; what is in force stays in force."""
-        sd.notify("STOPPING=1")
         self._guard.set_about(pid=None, pid_ticks=None)
-        self._witness.close()
-        if not self._scribe.stop(_STOP_SECONDS):
-            sys.stderr.write(f"guardd: {self._scribe.trouble}; findings stay queued\n")
+        self.finish("findings stay queued")
         if self._options.foreground and "links" not in self._watchman.unrepaired:
             mode = self._guard.mode.name.lower()
             sys.stderr.write(
@@ -294,6 +214,13 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         "4 to 64 MiB)",
     )
     parser.add_argument(
+        "--design",
+        choices=("bpf", "owner"),
+        default="bpf",
+        help="owner: without kernel programs, where they cannot be loaded: rules of "
+        "netfilter by user, group and unit (default %(default)s)",
+    )
+    parser.add_argument(
         "--foreground",
         action="store_true",
         help="also print what is journalled on standard output",
@@ -314,9 +241,9 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         if os.geteuid():
             raise NotRoot("guardd")
-        if options.cgroup is None:
+        if options.cgroup is None and options.design == "bpf":
             options.cgroup = kernel.find_cgroup2()
-        daemon = Daemon(options)
+        daemon = (Daemon if options.design == "bpf" else Unaided)(options)
         daemon.start()
         daemon.run()
     except GuardError as error:

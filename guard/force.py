@@ -178,8 +178,6 @@ def bring_up(
         own = own_addresses()
         guard.set_hosts(own)
         try:
-            if not adopted:  # of a guard whose pins somebody removed
-                remove_all(pin_dir)
             if policy:
                 keeper.loosen(guard, policy)
         except BackstopError as error:
@@ -201,6 +199,8 @@ def bring_up(
         )
         if policy:  # last: a socket of before has no mark
             tighten(guard, policy, keeper)
+            if not adopted:  # of a guard whose pins somebody removed
+                remove_all(pin_dir, but=keeper.kind)
     except BaseException:
         if not adopted:  # a version before ours may be in force: it stays
             guard.forget()
@@ -228,7 +228,7 @@ def loaded_notice(guard: Guard, adopted: bool) -> Notice:
 def record_daemon(guard: Guard) -> None:
     """Record this process as the guardd that serves the guard."""
     pid = os.getpid()
-    guard.set_about(pid=pid, pid_ticks=_start_ticks(pid), started=time.time())
+    guard.set_about(pid=pid, pid_ticks=start_ticks(pid), started=time.time())
 
 
 def daemon_pid(guard: Guard) -> int | None:
@@ -240,12 +240,12 @@ def daemon_pid(guard: Guard) -> int | None:
     about = guard.about()
     try:
         pid = int(about["pid"])
-        return pid if _start_ticks(pid) == about["pid_ticks"] else None
+        return pid if start_ticks(pid) == about["pid_ticks"] else None
     except (KeyError, FileNotFoundError, ProcessLookupError):
         return None
 
 
-def _start_ticks(pid: int) -> int:
+def start_ticks(pid: int) -> int:
     """Give when a process started, in clock ticks since boot: proc_pid_stat(5).
 
     Not psutil's create_time(), which moves when the clock is set.

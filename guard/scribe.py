@@ -28,33 +28,103 @@ _POLL_MS = 200
 _LOOK_SECONDS = 1.0  # for finished windows and losses
 # Under a flood there is always one more event: look up after so many.
 _BATCH = 1024
+_MOST_WAITING = 20_000  # findings that are not in the ring, some 2 KB each
 _AGAIN_SECONDS = 0.1  # after an error that came at once
 _FINISH_SECONDS = 2.0  # at the end, for what is in the ring; the rest stays there
 
 
-class Scribe(threading.Thread):
+class Clerk(threading.Thread):
+    """Writes to the journal what it is told, until told to stop."""
+
+    def __init__(self, echo: Callable[[Finding | Notice], None]) -> None:
+        """Begin with nothing to write; echo is called with all that is written."""
+        super().__init__(name="scribe", daemon=True)
+        self._echo = echo
+        self._writer = JournalWriter()
+        self._notices: queue.SimpleQueue[Finding | Notice] = queue.SimpleQueue()
+        self._stopping = threading.Event()
+        self._dropped = 0  # told, but too many waited already
+        self.trouble = ""  # what journald's last error said; "" when it takes
+        self.written = 0
+
+    def tell(self, found: Finding | Notice) -> None:
+        """Have this written as well, after the events that came before it.
+
+        While journald takes nothing, so many wait and no more; the rest is counted.
+        """
+        if self._notices.qsize() >= _MOST_WAITING:
+            self._dropped += 1
+        else:
+            self._notices.put(found)
+
+    def stop(self, seconds: float) -> bool:
+        """Finish what is there, for at most so long; False: journald hangs."""
+        self._stopping.set()
+        self.join(seconds)
+        return not self.is_alive()
+
+    def run(self) -> None:
+        """Thread body."""
+        while not self._stopping.is_set():
+            with contextlib.suppress(queue.Empty):
+                self._write(self._notices.get(timeout=_POLL_MS / 1000))
+            self._write_notices()
+        self._write_notices()
+        self._writer.close()
+
+    def _write_notices(self) -> None:
+        while not self._notices.empty():
+            self._write(self._notices.get())
+        if dropped := self._dropped:
+            self._write(
+                Notice(
+                    Kind.LOST,
+                    time.time_ns() // 1000,
+                    f"lost: {dropped} (findings beyond {_MOST_WAITING} that waited "
+                    "for journald)",
+                    3,
+                    {"DROPPED": str(dropped)},
+                )
+            )
+            self._dropped -= dropped
+
+    def _write(self, found: Finding | Notice) -> None:
+        """Write, however long it takes; never raises: that would end the thread,
+        and findings would wait for the next guardd.
+        """
+        with contextlib.suppress(OSError, ValueError):  # a reader that went away
+            self._echo(found)
+        while True:
+            try:
+                self._writer.write(found, 1.0)
+            except JournalError as error:
+                self._complain(error)
+                time.sleep(_AGAIN_SECONDS)
+                continue
+            self.trouble = ""
+            self.written += 1
+            return
+
+    def _complain(self, error: GuardError) -> None:
+        if not self.trouble:
+            with contextlib.suppress(OSError, ValueError):
+                sys.stderr.write(f"guardd: {error.report()}\n")
+        self.trouble = str(error)
+
+
+class Scribe(Clerk):
     """Reads the ring and writes the journal until told to stop."""
 
     def __init__(
         self, guard: Guard, naming: Naming, echo: Callable[[Finding | Notice], None]
     ) -> None:
         """Write for this guard; echo is called with all that is written."""
-        super().__init__(name="scribe", daemon=True)
+        super().__init__(echo)
         self._guard = guard
         self._naming = naming
-        self._echo = echo
-        self._writer = JournalWriter()
-        self._notices: queue.SimpleQueue[Finding | Notice] = queue.SimpleQueue()
-        self._stopping = threading.Event()
         self._everything = False
         self._losses = Losses(guard)
         self._ring = Ring(guard, self._on_event, self._on_torn)
-        self.trouble = ""  # what journald's last error said; "" when it takes
-        self.written = 0
-
-    def tell(self, found: Finding | Notice) -> None:
-        """Have this written as well, after the events that came before it."""
-        self._notices.put(found)
 
     def stop(self, seconds: float, everything: bool = False) -> bool:
         """Finish what is there, for at most so long; False: journald hangs.
@@ -65,9 +135,7 @@ class Scribe(threading.Thread):
         yet: the process may end, the next guardd reads it again.
         """
         self._everything = everything
-        self._stopping.set()
-        self.join(seconds)
-        return not self.is_alive()
+        return super().stop(seconds)
 
     def run(self) -> None:
         """Thread body."""
@@ -99,10 +167,6 @@ class Scribe(threading.Thread):
             self._write(_loss_notice(news))
             self._losses.tell(news)
 
-    def _write_notices(self) -> None:
-        while not self._notices.empty():
-            self._write(self._notices.get())
-
     def _on_event(self, event: Event) -> None:
         self._write(self._naming.finding(event))
 
@@ -110,29 +174,6 @@ class Scribe(threading.Thread):
         self._write(
             Notice(Kind.LOST, time.time_ns() // 1000, str(error), 3, {"TORN": "1"})
         )
-
-    def _write(self, found: Finding | Notice) -> None:
-        """Write, however long it takes; never raises: that would end the thread,
-        and findings would wait for the next guardd.
-        """
-        with contextlib.suppress(OSError, ValueError):  # a reader that went away
-            self._echo(found)
-        while True:
-            try:
-                self._writer.write(found, 1.0)
-            except JournalError as error:
-                self._complain(error)
-                time.sleep(_AGAIN_SECONDS)
-                continue
-            self.trouble = ""
-            self.written += 1
-            return
-
-    def _complain(self, error: GuardError) -> None:
-        if not self.trouble:
-            with contextlib.suppress(OSError, ValueError):
-                sys.stderr.write(f"guardd: {error.report()}\n")
-        self.trouble = str(error)
 
 
 def _loss_notice(news: dict[Counter, int]) -> Notice:

@@ -151,7 +151,7 @@ def _terms(
         yield _record(chain, where, "allow", lock)
 
 
-_ANY: Rule = {"matches": [], "where": {}}
+_ANY: Rule = {"matches": [], "where": {}, "rule": None}
 
 
 def _refuse(chain: str, where: str, lock: Lock, form: Rule = _ANY) -> Iterator[Rule]:
@@ -166,9 +166,10 @@ def _refuse(chain: str, where: str, lock: Lock, form: Rule = _ANY) -> Iterator[R
 def _record(
     chain: str, where: str, verdict: str, lock: Lock, form: Rule = _ANY
 ) -> Rule:
+    rule = "" if form["rule"] is None else f" {form['rule']}"
     log = {
         "nflog_group": str(lock.group),
-        "nflog_prefix": f"smtp-guard {where} {verdict}",
+        "nflog_prefix": f"smtp-guard {where} {verdict}{rule}",
     }
     return _rule(chain, "NFLOG", *form["matches"], **form["where"], **log)
 
@@ -188,7 +189,9 @@ def _matches(term: Term) -> Iterator[Rule]:
     for to in _each(term.to):
         where: dict[str, str] = {} if to is None else _to(to)
         for owner in owners:
-            for cgroup in _each(term.cgroups):
+            for cgroup, _ in (
+                _each(term.cgroups) if term.cgroups is not None else [(None, 0)]
+            ):
                 for some in ports:
                     matches: list[Any] = [["owner", owner]] if owner else []
                     if cgroup is not None:
@@ -196,7 +199,7 @@ def _matches(term: Term) -> Iterator[Rule]:
                     if some is not None:
                         matches.append(["multiport", {"dports": some}])
                         where = {**where, "protocol": "tcp"}
-                    yield {"matches": matches, "where": where}
+                    yield {"matches": matches, "where": where, "rule": term.number}
 
 
 def _each(values: Iterable[Any] | None) -> list[Any]:

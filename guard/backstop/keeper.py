@@ -69,9 +69,10 @@ def table_name(pin_dir: Path) -> str:
     return re.sub(r"\W", "_", pin_dir.name, flags=re.ASCII)[:40] or "smtp_guard"
 
 
-def remove_all(pin_dir: Path) -> list[str]:
-    """Take out every second lock of a guard; gives the kinds there were."""
-    return [kind for kind in _BACKENDS if _remove(kind, table_name(pin_dir))]
+def remove_all(pin_dir: Path, but: str = "off") -> list[str]:
+    """Take out every second lock of a guard but one; gives the kinds there were."""
+    name = table_name(pin_dir)
+    return [kind for kind in _BACKENDS if kind != but and _remove(kind, name)]
 
 
 def _remove(kind: str, name: str) -> bool:
@@ -150,6 +151,16 @@ class Keeper:
         )
         if old != replace(new, forward=()):
             backend.put(while_changing(old, new))
+
+    def try_out(self, policy: Policy, design: Design) -> None:
+        """Raise BackstopError when the lock of policy cannot be had."""
+        backend = self._choose(policy)
+        if backend is None:
+            raise BackstopError(
+                f"there is none: {self.why}",
+                hint='kind = "auto" in [backstop]; guardctl doctor tells the rest',
+            )
+        backend.check(lock_of(policy, design, self._uplinks(policy)))
 
     def put(self, policy: Policy, design: Design) -> None:
         """Put the lock of policy in force; `why` tells if it is not.
@@ -239,9 +250,12 @@ class Keeper:
         """Compare, once a minute or after news; gives what somebody changed.
 
         A lock that has to be another by now, because an uplink came or a unit was
-        started anew, is put at once.
+        started anew (no news tells of that), is put at once.
         """
-        if self._backend is None or time.monotonic() < self._look_at:
+        if self._backend is None:
+            return self._wrong
+        owner = self._lock is not None and self._lock.design is Design.OWNER
+        if time.monotonic() < self._look_at and not (owner and self._is_other()):
             return self._wrong
         self._look_at = time.monotonic() + _LOOK_SECONDS
         try:
@@ -250,11 +264,20 @@ class Keeper:
             self._wrong = [Check("backstop", State.BAD, str(error), error.hint)]
         return self._wrong
 
+    def _fresh(self) -> Lock:
+        assert self._policy and self._lock
+        return lock_of(self._policy, self._lock.design, self._uplinks(self._policy))
+
+    def _is_other(self) -> bool:
+        fresh = self._fresh()
+        return fresh != self._lock or _indexes(fresh) != self._indexes
+
     def _compare(self) -> Iterator[Check]:
-        assert self._backend and self._policy and self._lock
-        fresh = lock_of(self._policy, self._lock.design, self._uplinks(self._policy))
-        if fresh != self._lock or _indexes(fresh) != self._indexes:
-            self._put(fresh)
+        assert self._backend
+        if self._is_other():
+            self._indexes = {}  # put it even if it is the same in words
+            self._state = ""
+            self._put(self._fresh())
             return
         state = self._backend.state()
         if self.why or state != self._state:
@@ -298,7 +321,11 @@ def standing(guard: Guard) -> Check:
             State.NOTE,
             "the guard belongs to another network namespace; not compared",
         )
-    about = guard.about().get("backstop") or {}
+    return compare(guard.about().get("backstop") or {}, guard.pin_dir)
+
+
+def compare(about: dict[str, Any], pin_dir: Path) -> Check:
+    """Compare what is in force with a record of it, Keeper.record()."""
     kind = about.get("kind", "off")
     if kind not in _BACKENDS:
         why = about.get("why") or "loaded by a version without one"
@@ -309,7 +336,7 @@ def standing(guard: Guard) -> Check:
             'kind = "nftables" in [backstop], then guardctl policy apply',
         )
     try:
-        state = _BACKENDS[kind](table_name(guard.pin_dir)).state()
+        state = _BACKENDS[kind](table_name(pin_dir)).state()
     except BackstopError as error:
         return Check("backstop", State.BAD, str(error), error.hint)
     if digest(state) != about.get("state"):

@@ -34,6 +34,7 @@ class Logged:
 
     chain: str  # output, local, forward, egress
     verdict: str  # deny, would-deny, allow
+    rule: int | None  # number of the policy's rule; None: none matched
     uid: int | None  # that made the socket; None: no socket of this host
     gid: int | None
     raw: bytes  # its first bytes
@@ -118,12 +119,14 @@ class PacketLog:
         length = self._lib.nflog_get_payload(packet, c.byref(raw))
         prefix = self._lib.nflog_get_prefix(packet)
         words = c.string_at(prefix).decode("ascii", "replace").split() if prefix else []
-        if len(words) != 3 or words[0] != "smtp-guard":
+        if not 3 <= len(words) <= 4 or words[0] != "smtp-guard":
             return 0  # another program's rule with our group
+        rule = int(words[3]) if words[3:] and words[3].isdigit() else None
         self._on_packet(
             Logged(
                 words[1],
                 words[2],
+                rule,
                 self._number("nflog_get_uid", packet),
                 self._number("nflog_get_gid", packet),
                 c.string_at(raw, length) if raw and length > 0 else b"",

@@ -180,7 +180,7 @@ def _terms(name: str, lock: Lock, terms: tuple[Term, ...]) -> Iterator[str]:
     yield f"chain {name}_judged {{"
     for term in terms:
         for match in _matches(term):
-            yield from _verdict(name, match, term.verdict, term.quiet, lock)
+            yield from _verdict(name, match, term.verdict, term.quiet, lock, term)
     default, quiet = Verdict.DENY, False
     if name == "local":
         default, quiet = lock.local_default, not lock.local_audit
@@ -189,13 +189,19 @@ def _terms(name: str, lock: Lock, terms: tuple[Term, ...]) -> Iterator[str]:
 
 
 def _verdict(
-    name: str, match: str, verdict: Verdict, quiet: bool, lock: Lock
+    name: str,
+    match: str,
+    verdict: Verdict,
+    quiet: bool,
+    lock: Lock,
+    term: Term | None = None,
 ) -> Iterator[str]:
     if verdict is Verdict.ALLOW:
-        record = "" if quiet else _record(name, "allow", lock)
+        record = "" if quiet else _record(name, "allow", lock, term)
         yield f"{match} {record} accept"
         return
-    yield f"{match} {_record(name, 'deny' if lock.enforce else 'would-deny', lock)}"
+    word = "deny" if lock.enforce else "would-deny"
+    yield f"{match} {_record(name, word, lock, term)}"
     how = "counter reject with tcp reset" if lock.enforce else "accept"
     yield f"{match} {how}"
 
@@ -215,7 +221,7 @@ def _matches(term: Term) -> Iterator[str]:
     to = [""] if term.to is None else list(_addresses("daddr", term.to))
     cgroups = [""]
     if term.cgroups is not None:
-        cgroups = [_cgroup(path) for path in term.cgroups]
+        cgroups = [_cgroup(path) for path, _ in term.cgroups]
     for address in to:
         for cgroup in cgroups:
             yield " ".join(filter(None, [*plain, address, cgroup]))
@@ -226,9 +232,10 @@ def _cgroup(path: str) -> str:
     return f"socket cgroupv2 level {path.count('/') + 1} {_quoted(there)}"
 
 
-def _record(chain: str, verdict: str, lock: Lock) -> str:
+def _record(chain: str, verdict: str, lock: Lock, term: Term | None = None) -> str:
     # 160 bytes hold a frame's, an IPv6 and a TCP header, and some options
-    prefix = _quoted(f"smtp-guard {chain} {verdict}")
+    rule = f" {term.number}" if term else ""
+    prefix = _quoted(f"smtp-guard {chain} {verdict}{rule}")
     return f"log prefix {prefix} group {lock.group} snaplen 160"
 
 

@@ -9,6 +9,7 @@ or deny more than it says, is left out.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from guard.abi import Direction, Verdict
+from guard.kernel import find_cgroup2
 from guard.policy import Network, Policy, Rule
 from guard.policy.units import Component, UnitPattern, tail_of
 
@@ -28,11 +30,13 @@ _PLAIN = re.compile(r"[A-Za-z0-9:_.@\\-]+")
 class Term:
     """One rule; all that it names must hold. None: not named."""
 
-    name: str
+    number: int  # of the rule
     verdict: Verdict
     uids: tuple[int, ...] | None  # that made the socket
     gids: tuple[int, ...] | None
-    cgroups: tuple[str, ...] | None  # paths below cgroup2, those there are now
+    # those there are now: path below the root of cgroup2, and number (inode), which
+    # is another when the unit was started anew
+    cgroups: tuple[tuple[str, int], ...] | None
     to: tuple[Network, ...] | None
     ports: tuple[int, ...] | None
     quiet: bool
@@ -67,7 +71,7 @@ def _expressible(rule: Rule) -> bool:
 
 def _term(rule: Rule, quiet: bool) -> Term:
     return Term(
-        rule.name,
+        rule.number,
         # no redirect here, and zero denies
         rule.verdict if rule.verdict is Verdict.ALLOW else Verdict.DENY,
         rule.uids,
@@ -79,17 +83,19 @@ def _term(rule: Rule, quiet: bool) -> Term:
     )
 
 
-def cgroups_of(patterns: tuple[UnitPattern, ...]) -> tuple[str, ...]:
+def cgroups_of(patterns: tuple[UnitPattern, ...]) -> tuple[tuple[str, int], ...]:
     """Name the cgroups there are now that match, below the root of cgroup2.
 
     A rule of netfilter holds a cgroup, not its name: one that is made anew is
     another, and the rules are then to be made anew.
     """
-    from guard.kernel import find_cgroup2
-
     root = find_cgroup2()
-    found = [path for pattern in patterns for path in _match(root, pattern.components)]
-    return tuple(dict.fromkeys(str(path.relative_to(root)) for path in found))
+    found: dict[str, int] = {}
+    for pattern in patterns:
+        for path in _match(root, pattern.components):
+            with contextlib.suppress(OSError):  # it ended meanwhile
+                found[str(path.relative_to(root))] = path.stat().st_ino
+    return tuple(found.items())
 
 
 def _match(folder: Path, components: tuple[Component, ...]) -> Iterator[Path]:

@@ -45,6 +45,7 @@ class Witness:
         self._lost = 0  # told so far
         self._fold = Fold()
         self._kind = ""
+        self._rule_name: Callable[[int], str | None] = lambda number: None
         self._design = Design.MARK
         self._windows: dict[tuple[object, ...], _Repeats] = {}
         self._ends_at = 0.0
@@ -54,6 +55,7 @@ class Witness:
     def heed(self, lock: Lock | None, kind: str, policy: Policy) -> None:
         """Listen to this lock from now on; None: to none."""
         self._fold, self._kind = policy.fold, kind
+        self._rule_name = policy.rule_name
         if self._log and (lock is None or lock.group != self._log.group):
             self.close()
         self.trouble = ""
@@ -147,6 +149,7 @@ class Witness:
             mode="observe" if logged.verdict == "would-deny" else "enforce",
             direction="local" if local else "outbound",
             outcome="denied" if logged.verdict == "deny" else "syn-sent",
+            rule=self._rule_name(logged.rule) if logged.rule is not None else None,
             uid=logged.uid,
         )
         more = (how,) if how and seen else ()

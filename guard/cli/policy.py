@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from guard.abi import MAX_ROWS, Mode
+from guard.backstop.owner import untold
 from guard.cli.policy_apply import apply
 from guard.errors import PolicyError
 from guard.kernel import policy_file
@@ -82,6 +83,11 @@ def check(pin_dir: Path, file: Path | None, as_json: bool) -> None:
         f"  {_count(rules, 'rule')} in {_count(files, 'file')},"
         f" {_rows(policy)} of {MAX_ROWS} rows, {warnings}"
     )
+    if weaker := list(untold(policy)):
+        click.echo(
+            f"  without kernel programs {_count(len(weaker), 'rule')} would be weaker"
+            " or missing: --json lists them"
+        )
 
 
 def _count(number: int, noun: str) -> str:
@@ -100,6 +106,11 @@ def _print_check(
         "ok": policy is not None,
         "rules": len(policy.rules) if policy else None,
         "rows": _rows(policy) if policy else None,
+        "owner_design": [
+            {"rule": rule.label, "what": what} for rule, what in untold(policy)
+        ]
+        if policy
+        else None,
         "problems": [p.as_json() for p in problems if isinstance(p, Problem)],
     }
     click.echo(json.dumps(answer, indent=2))

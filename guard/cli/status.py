@@ -11,13 +11,16 @@ from typing import Any
 import click
 
 from guard.abi import Counter
-from guard.errors import EX_UNAVAILABLE
+from guard.backstop.keeper import compare
+from guard.checks import State
+from guard.errors import EX_UNAVAILABLE, NotLoaded
 from guard.force import daemon_pid
 from guard.kernel import Guard
 from guard.ring import LOSSES
 from guard.ringbuf import ring_backlog
 from guard.tables import guarded_ports
 from guard.text import printable
+from guard.unaided import read_state, served_by, state_file
 
 _EXAMPLES = """\b
 Examples:
@@ -36,12 +39,47 @@ def command(pin_dir: Path, as_json: bool) -> None:
     The exit status is 0 when the policy is in force (in observe mode too), and
     69 when it is not.
     """
-    state = _state(Guard(pin_dir))
+    try:
+        guard = Guard(pin_dir)
+    except NotLoaded:
+        without = read_state(pin_dir)
+        if without is None:
+            raise
+        _tell_unaided(pin_dir, without, as_json)
+        return
+    state = _state(guard)
     if as_json:
         click.echo(json.dumps(state, indent=2))
     else:
         _show(state)
     if not state["in_force"]:
+        raise SystemExit(EX_UNAVAILABLE)
+
+
+def _tell_unaided(pin_dir: Path, state: dict[str, Any], as_json: bool) -> None:
+    """Tell of a guard without kernel programs: rules of netfilter by owner."""
+    check = compare(state["backstop"], pin_dir)
+    in_force = check.state is State.GOOD
+    state["in_force"] = in_force
+    state["guardd"] = {"pid": served_by(state_file(pin_dir))}
+    if as_json:
+        click.echo(json.dumps(state, indent=2))
+    else:
+        word = "in force" if in_force else "NOT IN FORCE"
+        click.secho(
+            f"{word}, {state['mode']}, without kernel programs",
+            fg="yellow" if in_force else "red",
+        )
+        _line("rules", check.detail)
+        _line("policy", f"{state['policy']}, sha256 {state['policy_sha256'][:12]}")
+        if state["refused"]:
+            _line("refused", state["refused"].splitlines()[0])
+        _line("ports", " ".join(map(str, state["ports"])))
+        pid = state["guardd"]["pid"]
+        _line("guardd", f"pid {pid}" if pid else "not running: nobody journals")
+        for weaker in state["weaker"]:
+            _line("weaker", f"{weaker['rule']}: {weaker['what']}")
+    if not in_force:
         raise SystemExit(EX_UNAVAILABLE)
 
 

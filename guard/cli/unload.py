@@ -12,13 +12,14 @@ import click
 
 from guard.backstop.keeper import remove_all
 from guard.cli.notices import tell_journal
-from guard.errors import GuardError, NotLoaded
+from guard.errors import AlreadyRunning, GuardError, NotLoaded
 from guard.finding import Kind, Notice
 from guard.force import only_one
 from guard.kernel import Guard, remains, take_out
 from guard.origin import Naming
 from guard.policy import load
 from guard.scribe import Scribe
+from guard.unaided import served_by, state_file
 
 _EXAMPLES = """\b
 Examples:
@@ -40,11 +41,15 @@ def command(pin_dir: Path, as_json: bool) -> None:
     try:
         guard = Guard(pin_dir)
     except NotLoaded:
-        if not remains(pin_dir):
+        without = state_file(pin_dir)
+        if not remains(pin_dir) and not without.exists():
             raise
-        with only_one(pin_dir):
+        _refuse_while_served(without)
+        with only_one(pin_dir) if remains(pin_dir) else contextlib.nullcontext():
             remove_all(pin_dir)
-            take_out(pin_dir)
+            without.unlink(missing_ok=True)
+            if remains(pin_dir):
+                take_out(pin_dir)
         tell_journal([_notice()])
     else:
         with only_one(pin_dir):
@@ -53,6 +58,15 @@ def command(pin_dir: Path, as_json: bool) -> None:
         click.echo(json.dumps({"in_force": False, "pin_dir": str(pin_dir)}))
     else:
         click.echo("unloaded: outbound SMTP is open to every process")
+
+
+def _refuse_while_served(state: Path) -> None:
+    """Raise AlreadyRunning while the guardd runs that wrote this."""
+    pid = served_by(state)
+    if pid is not None:
+        raise AlreadyRunning(
+            f"these rules (pid {pid})", hint="stop it first: systemctl stop smtp-guard"
+        )
 
 
 def _unload(guard: Guard) -> None:

@@ -46,6 +46,8 @@ STAGES = [
     "verify",
     "watch",
     "scribe",
+    "service",
+    "unaided",
     "daemon",
     "doctor",
     "cli",

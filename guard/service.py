@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What every run of guardd does: wait for descriptors, signals and seconds.
+
+daemon.py serves our kernel programs, unaided.py does without them; both keep a
+policy in force, have a lock in netfilter and a thread that writes the journal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import selectors
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from systemd import daemon as sd
+
+from guard.backstop.keeper import Keeper
+from guard.backstop.witness import Witness
+from guard.errors import KernelError, ScribeDied
+from guard.filewatch import FileWatch
+from guard.finding import Finding, Notice
+from guard.message import message
+from guard.origin import Naming
+from guard.policy import Policy
+from guard.scribe import Clerk
+from guard.text import printable
+
+_TICK_SECONDS = 1.0  # status line and watchdog; systemd's limit is far longer
+_STOP_SECONDS = 5.0
+
+
+class _Source(Protocol):
+    def fileno(self) -> int:
+        """Give the descriptor to wait on."""
+
+
+class Service:
+    """One run of guardd; start(), then run() until told to stop, then stop()."""
+
+    _keeper: Keeper
+    _witness: Witness
+    _scribe: Clerk
+    _files: FileWatch
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        """Keep the options; nothing is touched before start()."""
+        self._options = options
+        self._selector = selectors.DefaultSelector()
+        self._signals: set[int] = set()
+        self._naming = Naming()
+        self._unwatched = ""  # why files are not followed; "" when they are
+
+    def start(self) -> None:
+        """Put what is guarded in force. Raises GuardError, with nothing half done."""
+        raise NotImplementedError
+
+    def reload(self) -> None:
+        """Read the policy file again and put it in force, or keep the old one."""
+        raise NotImplementedError
+
+    def tick(self) -> None:
+        """Look at everything, and say how it is."""
+        raise NotImplementedError
+
+    def stop(self) -> None:
+        """End; what is in force stays in force."""
+        raise NotImplementedError
+
+    def catch_signals(self) -> None:
+        """First of all: `guardctl policy apply` may send SIGHUP very early."""
+        self._wake, wakened = socket.socketpair()
+        for end in (self._wake, wakened):
+            end.setblocking(False)
+        self._wakened = wakened  # kept open
+        signal.set_wakeup_fd(wakened.fileno())
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, lambda number, _: self._signals.add(number))
+        self._selector.register(self._wake, selectors.EVENT_READ, None)
+
+    def register(self, source: _Source | int, call: Callable[[], object]) -> None:
+        """Have this called whenever the descriptor of source is readable."""
+        self._selector.register(source, selectors.EVENT_READ, call)
+
+    def run(self) -> None:
+        """Work until SIGTERM or SIGINT."""
+        for bell in self._keeper.bells():
+            self.register(bell, self._keeper.rang)
+        sd.notify("READY=1")
+        tick_at = 0.0
+        while not self._signals & {signal.SIGTERM, signal.SIGINT}:
+            if signal.SIGHUP in self._signals:
+                self._signals.discard(signal.SIGHUP)
+                now_us = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+                sd.notify(f"RELOADING=1\nMONOTONIC_USEC={now_us}")
+                self.reload()
+                sd.notify("READY=1")
+            now = time.monotonic()
+            if now >= tick_at:
+                tick_at = now + _TICK_SECONDS
+                self.tick()
+            for key, _ in self._selector.select(tick_at - now):
+                if key.data is None:
+                    self._wake.recv(4096)
+                else:
+                    key.data()
+
+    def heed(self, policy: Policy) -> None:
+        """Listen to what the lock in netfilter records, if there is one."""
+        was = self._witness.fileno()
+        if was >= 0:
+            self._selector.unregister(was)
+        self._witness.heed(self._keeper.lock, self._keeper.kind, policy)
+        if self._witness.trouble:
+            sys.stderr.write(f"guardd: {self._witness.trouble}\n")
+        now = self._witness.fileno()
+        if now >= 0:
+            self.register(now, self._witness.read)
+
+    def follow(self, policy: Policy) -> None:
+        """Be told of changes of the files that a policy names."""
+        try:
+            self._files.watch(policy.watch)
+            self._unwatched = ""
+        except KernelError as error:
+            if not self._unwatched:
+                sys.stderr.write(f"guardd: {error.report()}\n")
+            self._unwatched = str(error)
+
+    def say(self, parts: list[str]) -> None:
+        """Tell systemd how it is, and that this process is alive."""
+        if self._witness.trouble:
+            parts.append(f"nobody listens to netfilter: {self._witness.trouble}")
+        if self._unwatched:
+            parts.append(f"replaced files are not followed: {self._unwatched}")
+        if self._scribe.trouble:
+            parts.append(f"journald does not take findings: {self._scribe.trouble}")
+        sd.notify(f"STATUS={', '.join(parts)}\nWATCHDOG=1")
+        if not self._scribe.is_alive():
+            raise ScribeDied(hint="findings wait for the next guardd")
+
+    def finish(self, what_stays: str) -> None:
+        """Write what is left to write; what_stays tells of what journald hinders."""
+        sd.notify("STOPPING=1")
+        self._witness.close()
+        if not self._scribe.stop(_STOP_SECONDS):
+            sys.stderr.write(f"guardd: {self._scribe.trouble}; {what_stays}\n")
+
+    def echo(self, found: Finding | Notice) -> None:
+        """Print what is journalled, if that was asked for."""
+        if self._options.foreground:
+            text = message(found) if isinstance(found, Finding) else found.message
+            clock = time.strftime("%H:%M:%S", time.localtime(found.time_us / 1e6))
+            print(f"{clock} {printable(text)}", flush=True)
