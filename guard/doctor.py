@@ -3,12 +3,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
-import json
 import os
 import shutil
 import socket
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,24 +17,16 @@ from guard import kernel
 from guard.abi import Mode
 from guard.checks import Check, State, good
 from guard.errors import GuardError, KernelError, NotLoaded
+from guard.firewalls import firewalls, run
 from guard.force import daemon_pid
 from guard.journal import SOCKET
 from guard.kernel import Guard
+from guard.policy import DEFAULT_PORTS
+from guard.tables import guarded_ports
 from guard.verify import verify
 
 _OLDEST = (5, 19)  # bpf_loop(), bpf_skc_to_mptcp_sock()
 _TESTED = (6, 1)
-_SECONDS = 10  # that a foreign command may take
-
-# Files that show a firewall manager with rules of its own.
-_FIREWALLS = {
-    "firewalld": Path("/usr/sbin/firewalld"),
-    "ufw": Path("/usr/sbin/ufw"),
-    "CSF": Path("/usr/sbin/csf"),
-    "Imunify360": Path("/usr/bin/imunify360-agent"),
-    "Docker": Path("/usr/bin/dockerd"),
-    "fail2ban": Path("/usr/bin/fail2ban-server"),
-}
 
 
 def examine(pin_dir: Path) -> Iterator[Check]:
@@ -48,7 +39,7 @@ def examine(pin_dir: Path) -> Iterator[Check]:
     yield _jit()
     yield _journald()
     yield from _guard(pin_dir)
-    yield from _firewalls()
+    yield from _firewalls(pin_dir)
     yield from _postfix()
 
 
@@ -184,44 +175,22 @@ def _guard(pin_dir: Path) -> Iterator[Check]:
         yield good("guardd", f"pid {pid}")
 
 
-def _firewalls() -> Iterator[Check]:
-    found = [name for name, path in _FIREWALLS.items() if path.exists()]
-    tables = _nft_tables()
-    if found or tables:
-        parts = [*found, *(f"nft table {table}" for table in tables)]
-        yield Check(
-            "firewalls",
-            State.NOTE,
-            f"also here: {', '.join(parts)}",
-            "the guard decides before a packet exists and changes none of them; a "
-            "port 25 rule of theirs still applies to what the guard allows",
-        )
-    else:
-        yield good("firewalls", "none besides the guard")
-
-
-def _nft_tables() -> list[str]:
-    program = shutil.which("nft")
-    if program is None:
-        return []
-    answer = _run([program, "--json", "list", "tables"])
-    try:
-        entries = json.loads(answer or "{}").get("nftables", [])
-    except ValueError:
-        return []
-    return [
-        f"{entry['table']['family']} {entry['table']['name']}"
-        for entry in entries
-        if "table" in entry
-    ]
+def _firewalls(pin_dir: Path) -> Iterator[Check]:
+    mark, ports, group = 0, DEFAULT_PORTS, 0
+    with contextlib.suppress(GuardError):
+        guard = Guard(pin_dir)
+        about = guard.about()
+        if (about.get("backstop") or {}).get("kind", "off") != "off":
+            mark, ports = int(guard.policy().mark), guarded_ports(guard.control())
+            group = int(about["backstop"].get("group", 0))
+    yield from firewalls(mark, ports, group)
 
 
 def _postfix() -> Iterator[Check]:
-    program = shutil.which("postconf")
-    if program is None:
+    if shutil.which("postconf") is None:
         yield Check("postfix", State.NOTE, "not installed")
         return
-    answer = _run([program, "-h", "smtpd_client_port_logging"])
+    answer = run(["postconf", "-h", "smtpd_client_port_logging"])
     if answer is None:
         yield Check("postfix", State.NOTE, "installed, not configured")
     elif answer.strip() != "yes":
@@ -233,14 +202,3 @@ def _postfix() -> Iterator[Check]:
         )
     else:
         yield good("postfix", "logs client ports")
-
-
-def _run(command: list[str]) -> str | None:
-    """Give what a command printed; None when it failed or took too long."""
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=_SECONDS, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout if done.returncode == 0 else None

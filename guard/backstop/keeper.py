@@ -226,7 +226,8 @@ class Keeper:
 
     def record(self) -> dict[str, Any]:
         """Give what other processes may know, for the guard's record."""
-        found = {"kind": self.kind, "state": digest(self._state)}
+        group = self._policy.backstop.group if self._policy else 0
+        found = {"kind": self.kind, "state": digest(self._state), "group": group}
         return {**found, "lacking": self.lacking, "why": self.why[:300]}
 
     # ---- is it still there?

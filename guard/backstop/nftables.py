@@ -164,7 +164,13 @@ def _judged(name: str, lock: Lock) -> Iterator[str]:
             yield f"{match} accept"
     else:
         for mark in lock.marks:
-            yield f"meta mark & {mark:#x} == {mark:#x} accept"
+            judged = f"mark & {mark:#x} == {mark:#x}"
+            if name == "output":
+                # the socket's, which no rule of anybody and no single message can
+                # change; the packet's own from here on, for where it leaves
+                yield f"socket {judged} meta mark set meta mark | {mark:#x} accept"
+            else:
+                yield f"meta {judged} accept"
     yield _record(name, "deny" if lock.enforce else "would-deny", lock)
     if lock.enforce:
         # egress knows no reject; there a sender need not be told anything

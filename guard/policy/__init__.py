@@ -14,12 +14,21 @@ from guard.policy.evaluate import (
     evaluate,
     exe_id,
 )
-from guard.policy.model import DEFAULT_FILE, Fold, Network, Policy, Problem, Rule
+from guard.policy.model import (
+    DEFAULT_FILE,
+    DEFAULT_PORTS,
+    Fold,
+    Network,
+    Policy,
+    Problem,
+    Rule,
+)
 from guard.policy.parse import load, parse, refresh
 from guard.policy.rows import Rows, compile_rows
 
 __all__ = [
     "DEFAULT_FILE",
+    "DEFAULT_PORTS",
     "Caller",
     "Decision",
     "Destination",

@@ -49,6 +49,7 @@ STAGES = [
     "service",
     "unaided",
     "daemon",
+    "firewalls",
     "doctor",
     "cli",
 ]
