@@ -149,7 +149,7 @@ class Daemon:
 
     def _apply(self, policy: Policy) -> None:
         """Put a policy in force, name its rules from now on, watch its files."""
-        self._watchman.put_back_control()  # what is changed is read first
+        self._watchman.make_ready()
         put_in_force(self._guard, policy)
         # after, not before: the one store that switches is near the end of it
         since_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)

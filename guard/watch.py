@@ -33,7 +33,7 @@ from guard.verify import normal_key, wrong_rows
 
 # Between two comparisons of all rows: not sooner, not later, and else so long that
 # comparing takes a thousandth of the time.
-_SOONEST, _LATEST, _SHARE = 10.0, 60.0, 1000
+_SOONEST, _LATEST, _SHARE = 5.0, 60.0, 1000
 # A policy file that is being edited is no news; one that stays so is.
 _EDIT_SECONDS = 10.0
 _FILE_SECONDS = 60.0
@@ -68,7 +68,7 @@ class Watch:
             Subject(held.links, held.attach),
             Subject(held.order, held.come_last),
             Subject(held.pins, held.pin),
-            Subject(self._control, self.put_back_control),
+            Subject(self._control, self._put_back_control),
             Subject(self._live_policy, self._put_back_rows),
             # nobody's but guardd's, and what guardctl finds it by
             Subject(self._about, self._put_back_about, always=True),
@@ -88,6 +88,7 @@ class Watch:
         """Another policy was put in force by this process."""
         self._policy = policy
         self._files.read(policy)
+        self._compare_at = 0.0
 
     def refused(self) -> None:
         """The policy's file was read and refused, which was told."""
@@ -131,7 +132,7 @@ class Watch:
         names = ", ".join(_differing(have, want))
         yield Check("control", State.BAD, f"changed {names}", _POLICY)
 
-    def put_back_control(self) -> None:
+    def _put_back_control(self) -> None:
         """Have the words there that this process wrote last. Raises KernelError."""
         if self._guard.control_put is not None:
             self._guard.put_control(self._guard.control_put)
@@ -172,12 +173,18 @@ class Watch:
         """Put the policy in force again, whole, as this process knows it."""
         if self._policy is None or self._guard.rows_put is None:
             return
-        self.put_back_control()  # which slot is in force, above all
-        self._drop_strange_rows()
+        self.make_ready()
         put_in_force(self._guard, self._policy)
 
-    def _drop_strange_rows(self) -> None:
-        """Delete what the policy does not say: the maps may be full of it."""
+    def make_ready(self) -> None:
+        """Have it so that a policy can be put in force. Raises KernelError.
+
+        Which slot is in force is read first of all, and maps full of rows that the
+        policy does not say have no room for those that it does.
+        """
+        self._put_back_control()
+        if self._guard.rows_put is None:
+            return
         slot = self._slot
         for name, kind in ROW_MAPS.items():
             table = self._guard.map(name)
