@@ -77,7 +77,13 @@ def test_with_report_it_is_told_and_left(site: Site, others: Path, way: str) -> 
         assert told(site) == [(what, "changed", "0")]
         guardd.until(lambda: what in guardd.status or "NOT IN" in guardd.status, "it")
         states = verify(site)
+        # and by guardctl, which knows the policy file and the installed object
         assert states["watch"] == "fail"
+        if way == "the other slot in force":  # to it, a policy that was not applied
+            assert states["policy"] == "warn"
+        else:
+            named = {"control": "rows", "settings": "rows"}.get(what, what)
+            assert states[named] == "fail"
         status = run("--pin-dir", str(site.pin_dir), "verify").status
         assert status == 1
         doctor = run("--pin-dir", str(site.pin_dir), "doctor", "--json").rows()
@@ -139,6 +145,7 @@ def test_an_address_that_is_not_this_host_s(site: Site) -> None:
 def test_the_record_is_put_back(site: Site, damage: bytes) -> None:
     """guardctl finds guardd by it, and whom guardd was told to guard."""
     guardd = begin(site, "report")
+    rounds(guardd, 1)
     about = site.guard.about()
     table = site.guard.map("about")
     table.put(bytes(4), damage.ljust(table.value_size, b"\0"))
