@@ -46,7 +46,7 @@ from guard.origin import Naming
 from guard.policy import DEFAULT_FILE, Policy, load, refresh
 from guard.scribe import Scribe
 from guard.text import printable
-from guard.watch import Watch
+from guard.watch import Watch, changed_meanwhile
 
 _TICK_SECONDS = 1.0  # status line and watchdog; systemd's limit is far longer
 _STOP_SECONDS = 5.0
@@ -69,6 +69,7 @@ class Daemon:
         self._catch_signals()
         self._only = only_one(options.pin_dir)
         self._only.__enter__()  # for as long as this process lives
+        changed = changed_meanwhile(options.pin_dir, options.policy)
         started = bring_up(
             options.pin_dir, options.cgroup, options.policy, options.ring_bytes
         )
@@ -87,7 +88,7 @@ class Daemon:
         self._refused = started.refused is not None
         self._scribe = Scribe(self._guard, self._naming, self._echo)
         self._scribe.start()
-        for notice in started.notices(options.policy):
+        for notice in (*changed, *started.notices(options.policy)):
             self._scribe.tell(notice)
         for finding in started.before:
             self._scribe.tell(finding)
@@ -144,8 +145,11 @@ class Daemon:
         try:
             self._apply(refresh(self._policy))
         except GuardError as error:
-            # the rows that are there stay; the next change is looked at again
-            self._scribe.tell(refusal_notice(error, self._options.policy))
+            self._not_renewed(error)
+
+    def _not_renewed(self, error: GuardError) -> None:
+        """The rows that are there stay; the next change is looked at again."""
+        self._scribe.tell(refusal_notice(error, self._options.policy))
 
     def _apply(self, policy: Policy) -> None:
         """Put a policy in force, name its rules from now on, watch its files."""
@@ -189,6 +193,11 @@ class Daemon:
     def _tick(self) -> None:
         for notice in self._watchman.round():
             self._scribe.tell(notice)
+        try:
+            if (policy := self._watchman.outdated()) is not None:
+                self._apply(policy)
+        except GuardError as error:
+            self._not_renewed(error)
         wrong = self._watchman.unrepaired
         counters = self._guard.counters()
         mode = self._guard.mode.name.lower()

@@ -18,18 +18,18 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from guard import abi
+from guard import __version__, abi
 from guard.checks import Check, State
-from guard.errors import NotLoaded, PolicyError
+from guard.errors import GuardError, NotLoaded, PolicyError
 from guard.finding import Kind, Notice
-from guard.force import only_one, put_in_force
+from guard.force import exe_keys, only_one, put_in_force
 from guard.held import Held
 from guard.hosts import own_addresses
-from guard.incident import Incidents, Subject
-from guard.kernel import Guard
-from guard.policy import Policy, load
+from guard.incident import Incidents, Subject, changed
+from guard.kernel import Guard, is_loaded
+from guard.policy import Policy, compile_rows, load, refresh
 from guard.tables import KEY0, ROW_MAPS, row_slot
-from guard.verify import normal_key, wrong_rows
+from guard.verify import normal_key, unlike_pins, wrong_rows
 
 # Between two comparisons of all rows: not sooner, not later, and else so long that
 # comparing takes a thousandth of the time.
@@ -62,6 +62,7 @@ class Watch:
         self._files = Files(self._file, policy)
         self._clock = Clock()
         self._compare_at = 0.0
+        self._renew_at = time.monotonic() + _FILE_SECONDS
         self._told: list[str] = []
         held = self._held
         self._often = [
@@ -115,6 +116,24 @@ class Watch:
             self._guard.set_about(changed=wrong or None)
         return notices
 
+    def outdated(self) -> Policy | None:
+        """Once a minute, give the policy anew if it comes to other rows by now.
+
+        Files are followed at once (guard/filewatch.py), as far as inotify can, and
+        accounts that stand in files; those of a directory service are not.
+        """
+        now, rows = time.monotonic(), self._guard.rows_put
+        if self._policy is None or rows is None or now < self._renew_at:
+            return None
+        self._renew_at = now + _FILE_SECONDS
+        # an account or a file as it may not be: told when it changed
+        with contextlib.suppress(GuardError):
+            policy = refresh(self._policy)
+            new = compile_rows(policy, self._slot, exe_keys(self._guard))
+            if any(getattr(new, name) != getattr(rows, name) for name in ROW_MAPS):
+                return policy
+        return None
+
     def _lock_folder(self) -> None:
         """Be the only one in a folder that was made anew, too."""
         lock = only_one(self._guard.pin_dir)
@@ -163,7 +182,7 @@ class Watch:
         wrong = [
             name
             for name in wrong_rows(self._guard, rows, self._slot)
-            if name != "policies"  # is asked every second
+            if name not in ("policies", "ports")  # asked every second
         ]
         if wrong:
             detail = f"not what the policy says: {', '.join(wrong)}"
@@ -242,6 +261,39 @@ def _differing(one: ctypes.Structure, other: ctypes.Structure) -> list[str]:
         for name, at in places
         if raw[at.offset : at.offset + at.size]
         != there[at.offset : at.offset + at.size]
+    ]
+
+
+def changed_meanwhile(pin_dir: Path, file: Path) -> list[Notice]:
+    """Give the findings of what was changed while no guardd ran.
+
+    To be asked before the guard is put in force again, which puts all of it back.
+    Only what nobody but a tamperer changes: programs become others with an upgrade,
+    rows of executables and accounts with a package.
+    """
+    checks = []
+    with contextlib.suppress(GuardError):  # not whole: loaded anew, and told so
+        if not is_loaded(pin_dir):
+            return []
+        guard = Guard(pin_dir)
+        if missing := guard.missing_hooks():
+            checks.append(("links", f"detached {', '.join(missing)}"))
+        if wrong := unlike_pins(guard):
+            checks.append(("programs", f"others on {', '.join(wrong)}"))
+        policy = load(file)
+        mine = guard.about().get("version") == __version__
+        if mine and policy.sha256 == bytes(guard.policy().sha256):
+            slot = guard.slot
+            rows = compile_rows(policy, slot, exe_keys(guard))
+            by_itself = ("exes", "numbers")
+            if wrong := [
+                name for name in wrong_rows(guard, rows, slot) if name not in by_itself
+            ]:
+                what = f"not what the policy says: {', '.join(wrong)}"
+                checks.append(("rows", what))
+    return [
+        changed(Check(name, State.BAD, f"{detail}, while no guardd ran"), repaired=True)
+        for name, detail in checks
     ]
 
 
