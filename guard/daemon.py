@@ -44,7 +44,7 @@ from guard.policy import DEFAULT_FILE, Policy, load, refresh
 from guard.scribe import Scribe
 from guard.service import Service
 from guard.unaided import Unaided, served_by, state_file
-from guard.watch import Watch
+from guard.watch import Watch, changed_meanwhile
 
 
 class Daemon(Service):
@@ -62,6 +62,7 @@ class Daemon(Service):
             )
         self._only = only_one(options.pin_dir)
         self._only.__enter__()  # for as long as this process lives
+        changed = changed_meanwhile(options.pin_dir, options.policy)
         started = bring_up(
             options.pin_dir, options.cgroup, options.policy, options.ring_bytes
         )
@@ -85,7 +86,7 @@ class Daemon(Service):
         self._witness = Witness(self._naming, self._scribe.tell)
         if started.policy:
             self.heed(started.policy)
-        for notice in started.notices(options.policy):
+        for notice in (*changed, *started.notices(options.policy)):
             self._scribe.tell(notice)
         for finding in started.before:
             self._scribe.tell(finding)
@@ -111,12 +112,15 @@ class Daemon(Service):
         try:
             self._apply(refresh(self._policy))
         except GuardError as error:
-            # the rows that are there stay; the next change is looked at again
-            self._scribe.tell(refusal_notice(error, self._options.policy))
+            self._not_renewed(error)
+
+    def _not_renewed(self, error: GuardError) -> None:
+        """The rows that are there stay; the next change is looked at again."""
+        self._scribe.tell(refusal_notice(error, self._options.policy))
 
     def _apply(self, policy: Policy) -> None:
         """Put a policy in force, name its rules from now on, watch its files."""
-        self._watchman.put_back_control()  # what is changed is read first
+        self._watchman.make_ready()
         put_in_force(self._guard, policy, self._keeper)
         # after, not before: the one store that switches is near the end of it
         since_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
@@ -147,6 +151,11 @@ class Daemon(Service):
         """Look at everything, and say how it is."""
         for notice in self._watchman.round():
             self._scribe.tell(notice)
+        try:
+            if (policy := self._watchman.outdated()) is not None:
+                self._apply(policy)
+        except GuardError as error:
+            self._not_renewed(error)
         self._witness.tick()
         wrong = self._watchman.unrepaired
         counters = self._guard.counters()

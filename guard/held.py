@@ -34,6 +34,9 @@ _AGAIN = "to load it again, restart guardd: systemctl restart smtp-guard"
 class Held:
     """Descriptors of every link, program and map of a guard that is attached."""
 
+    _programs: dict[str, int] = {}  # until they are open
+    _links: dict[str, int] = {}
+
     def __init__(
         self, guard: Guard, cgroup: Path, new_folder: Callable[[], object]
     ) -> None:
@@ -57,6 +60,10 @@ class Held:
         self._inodes = self._listing()
         for pin in MAPS.values():
             guard.map(pin)
+
+    def __del__(self) -> None:
+        for fd in (*self._programs.values(), *self._links.values()):
+            os.close(fd)
 
     # ---- looking
 

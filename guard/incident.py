@@ -84,7 +84,7 @@ class Incidents:
         incident = self._open.get(check.name)
         if incident is None:
             self._open[check.name] = _Incident(subject, check, repaired, now)
-            return [_changed(check, repaired, why)]
+            return [changed(check, repaired, why)]
         was_repaired, incident.repaired = incident.repaired, repaired
         incident.last = now
         if not was_repaired and repaired:
@@ -94,7 +94,7 @@ class Incidents:
             incident.times += 1
             incident.check = check
             if not repaired:
-                return [_changed(check, repaired, why)]
+                return [changed(check, repaired, why)]
         return []
 
     def _good(self, name: str, now: float) -> list[Notice]:
@@ -118,7 +118,8 @@ def _wrong(subject: Subject) -> dict[str, Check]:
     }
 
 
-def _changed(check: Check, repaired: bool, why: str) -> Notice:
+def changed(check: Check, repaired: bool, why: str = "") -> Notice:
+    """Make the finding that something was changed; why it was not put back."""
     text = f"{check.name} changed by somebody: {check.detail}"
     if repaired:
         text += "; put back"

@@ -286,9 +286,9 @@ def row_slot(key: ctypes.Structure) -> int:
     return int(key.slot)
 
 
-def guarded_ports(control: abi.Control) -> frozenset[int]:
-    """Give the TCP ports whose connects are judged."""
-    return _clear_bits(control.unguarded[control.slot & 1])
+def guarded_ports(control: abi.Control, slot: int | None = None) -> frozenset[int]:
+    """Give the TCP ports whose connects are judged; slot: by default the live one."""
+    return _clear_bits(control.unguarded[control.slot & 1 if slot is None else slot])
 
 
 def _follow(control: abi.Control, rows: Rows) -> None:

@@ -7,6 +7,7 @@ installed object loaded afresh, rows with the policy file compiled afresh.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 from collections.abc import Iterator
@@ -85,17 +86,12 @@ def _order(guard: Guard) -> Check:
 
 def _pins(guard: Guard) -> Check:
     """The programs pinned beside the maps go onto the links in a repair."""
-    pinned = {}
-    for hook in kernel.HOOKS:
-        program = libbpf.get_pinned(guard.home / hook)
-        pinned[hook] = libbpf.info(program, libbpf.ProgramInfo).id
-        os.close(program)
-    wrong = [a.name for a in guard.attachments() if pinned[a.name] != a.program_id]
+    wrong = unlike_pins(guard)
     if wrong:
         return Check(
             "pins",
             State.BAD,
-            f"other programs are pinned than attached: {', '.join(wrong)}",
+            f"not the programs that are attached: {', '.join(wrong)}",
             _TAMPERED,
         )
     if open_to_others(guard.pin_dir) or open_to_others(guard.home):
@@ -106,6 +102,20 @@ def _pins(guard: Guard) -> Check:
             f"chmod -R go= {guard.pin_dir}; find out who let them in",
         )
     return good("pins", f"those of what is attached, under {guard.pin_dir}")
+
+
+def unlike_pins(guard: Guard) -> list[str]:
+    """Name the hooks whose link runs another program than is pinned beside it."""
+    wrong = []
+    for link in guard.attachments():
+        number = None
+        with contextlib.suppress(KernelError):  # the pin is gone
+            program = libbpf.get_pinned(guard.home / link.name)
+            number = libbpf.info(program, libbpf.ProgramInfo).id
+            os.close(program)
+        if number != link.program_id:
+            wrong.append(link.name)
+    return wrong
 
 
 def _programs(guard: Guard) -> Check:
@@ -197,8 +207,6 @@ def _rows(guard: Guard, policy: Policy) -> Check:
     except (GuardError, OSError) as error:
         return Check("rows", State.BAD, str(error), _RELOAD)
     wrong = wrong_rows(guard, rows, slot)
-    if guarded_ports(guard.control()) != rows.ports:
-        wrong.append("ports")
     if wrong:
         return Check(
             "rows",
@@ -226,7 +234,10 @@ def _watch(guard: Guard) -> Iterator[Check]:
 
 
 def wrong_rows(guard: Guard, rows: Rows, slot: int) -> list[str]:
-    """Name the maps that do not hold rows in slot, for which these were compiled."""
+    """Name what does not say in slot what these rows say, compiled for it.
+
+    Maps by their names, and "ports".
+    """
     wrong = []
     for name, kind in ROW_MAPS.items():
         have = {
@@ -246,6 +257,8 @@ def wrong_rows(guard: Guard, rows: Rows, slot: int) -> list[str]:
         wrong.append("rules")
     if guard.map("policies").get(struct.pack("=I", slot)) != bytes(rows.policy):
         wrong.append("policies")
+    if guarded_ports(guard.control(), slot) != rows.ports:
+        wrong.append("ports")
     return wrong
 
 

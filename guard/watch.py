@@ -18,23 +18,23 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from guard import abi
+from guard import __version__, abi
 from guard.backstop.keeper import Keeper
 from guard.checks import Check, State
-from guard.errors import NotLoaded, PolicyError
+from guard.errors import GuardError, NotLoaded, PolicyError
 from guard.finding import Kind, Notice
-from guard.force import only_one, put_in_force
+from guard.force import exe_keys, only_one, put_in_force
 from guard.held import Held
 from guard.hosts import own_addresses
-from guard.incident import Incidents, Subject
-from guard.kernel import Guard
-from guard.policy import Policy, load
+from guard.incident import Incidents, Subject, changed
+from guard.kernel import Guard, is_loaded
+from guard.policy import Policy, compile_rows, load, refresh
 from guard.tables import KEY0, ROW_MAPS, row_slot
-from guard.verify import normal_key, wrong_rows
+from guard.verify import normal_key, unlike_pins, wrong_rows
 
 # Between two comparisons of all rows: not sooner, not later, and else so long that
 # comparing takes a thousandth of the time.
-_SOONEST, _LATEST, _SHARE = 10.0, 60.0, 1000
+_SOONEST, _LATEST, _SHARE = 5.0, 60.0, 1000
 # A policy file that is being edited is no news; one that stays so is.
 _EDIT_SECONDS = 10.0
 _FILE_SECONDS = 60.0
@@ -70,13 +70,14 @@ class Watch:
         self._files = Files(self._file, policy)
         self._clock = Clock()
         self._compare_at = 0.0
+        self._renew_at = time.monotonic() + _FILE_SECONDS
         self._told: list[str] = []
         held = self._held
         self._often = [
             Subject(held.links, held.attach),
             Subject(held.order, held.come_last),
             Subject(held.pins, held.pin),
-            Subject(self._control, self.put_back_control),
+            Subject(self._control, self._put_back_control),
             Subject(self._live_policy, self._put_back_rows),
             # nobody's but guardd's, and what guardctl finds it by
             Subject(self._about, self._put_back_about, always=True),
@@ -97,6 +98,7 @@ class Watch:
         """Another policy was put in force by this process."""
         self._policy = policy
         self._files.read(policy)
+        self._compare_at = 0.0
 
     def refused(self) -> None:
         """The policy's file was read and refused, which was told."""
@@ -123,6 +125,24 @@ class Watch:
             self._guard.set_about(changed=wrong or None)
         return notices
 
+    def outdated(self) -> Policy | None:
+        """Once a minute, give the policy anew if it comes to other rows by now.
+
+        Files are followed at once (guard/filewatch.py), as far as inotify can, and
+        accounts that stand in files; those of a directory service are not.
+        """
+        now, rows = time.monotonic(), self._guard.rows_put
+        if self._policy is None or rows is None or now < self._renew_at:
+            return None
+        self._renew_at = now + _FILE_SECONDS
+        # an account or a file as it may not be: told when it changed
+        with contextlib.suppress(GuardError):
+            policy = refresh(self._policy)
+            new = compile_rows(policy, self._slot, exe_keys(self._guard))
+            if any(getattr(new, name) != getattr(rows, name) for name in ROW_MAPS):
+                return policy
+        return None
+
     def _lock_folder(self) -> None:
         """Be the only one in a folder that was made anew, too."""
         lock = only_one(self._guard.pin_dir)
@@ -140,7 +160,7 @@ class Watch:
         names = ", ".join(_differing(have, want))
         yield Check("control", State.BAD, f"changed {names}", _POLICY)
 
-    def put_back_control(self) -> None:
+    def _put_back_control(self) -> None:
         """Have the words there that this process wrote last. Raises KernelError."""
         if self._guard.control_put is not None:
             self._guard.put_control(self._guard.control_put)
@@ -171,7 +191,7 @@ class Watch:
         wrong = [
             name
             for name in wrong_rows(self._guard, rows, self._slot)
-            if name != "policies"  # is asked every second
+            if name not in ("policies", "ports")  # asked every second
         ]
         if wrong:
             detail = f"not what the policy says: {', '.join(wrong)}"
@@ -181,12 +201,18 @@ class Watch:
         """Put the policy in force again, whole, as this process knows it."""
         if self._policy is None or self._guard.rows_put is None:
             return
-        self.put_back_control()  # which slot is in force, above all
-        self._drop_strange_rows()
+        self.make_ready()
         put_in_force(self._guard, self._policy)
 
-    def _drop_strange_rows(self) -> None:
-        """Delete what the policy does not say: the maps may be full of it."""
+    def make_ready(self) -> None:
+        """Have it so that a policy can be put in force. Raises KernelError.
+
+        Which slot is in force is read first of all, and maps full of rows that the
+        policy does not say have no room for those that it does.
+        """
+        self._put_back_control()
+        if self._guard.rows_put is None:
+            return
         slot = self._slot
         for name, kind in ROW_MAPS.items():
             table = self._guard.map(name)
@@ -244,6 +270,39 @@ def _differing(one: ctypes.Structure, other: ctypes.Structure) -> list[str]:
         for name, at in places
         if raw[at.offset : at.offset + at.size]
         != there[at.offset : at.offset + at.size]
+    ]
+
+
+def changed_meanwhile(pin_dir: Path, file: Path) -> list[Notice]:
+    """Give the findings of what was changed while no guardd ran.
+
+    To be asked before the guard is put in force again, which puts all of it back.
+    Only what nobody but a tamperer changes: programs become others with an upgrade,
+    rows of executables and accounts with a package.
+    """
+    checks = []
+    with contextlib.suppress(GuardError):  # not whole: loaded anew, and told so
+        if not is_loaded(pin_dir):
+            return []
+        guard = Guard(pin_dir)
+        if missing := guard.missing_hooks():
+            checks.append(("links", f"detached {', '.join(missing)}"))
+        if wrong := unlike_pins(guard):
+            checks.append(("programs", f"others on {', '.join(wrong)}"))
+        policy = load(file)
+        mine = guard.about().get("version") == __version__
+        if mine and policy.sha256 == bytes(guard.policy().sha256):
+            slot = guard.slot
+            rows = compile_rows(policy, slot, exe_keys(guard))
+            by_itself = ("exes", "numbers")
+            if wrong := [
+                name for name in wrong_rows(guard, rows, slot) if name not in by_itself
+            ]:
+                what = f"not what the policy says: {', '.join(wrong)}"
+                checks.append(("rows", what))
+    return [
+        changed(Check(name, State.BAD, f"{detail}, while no guardd ran"), repaired=True)
+        for name, detail in checks
     ]
 
 

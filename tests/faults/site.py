@@ -31,7 +31,7 @@ _numbers = itertools.count()
 # Kinds of finding that stand for one judged connect().
 CONNECTS = ("denied", "would-deny", "redirected", "allowed", "local")
 READ_FIELDS = ("KIND", "CONNECTION", "COUNT", "LOST_RING")
-READ_FIELDS += ("WHAT", "STATE", "REPAIRED", "TIMES", "DETAIL", "BY_US")
+READ_FIELDS += ("TIME_US", "WHAT", "STATE", "REPAIRED", "TIMES", "DETAIL", "BY_US")
 
 
 def policy(

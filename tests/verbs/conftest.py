@@ -38,6 +38,16 @@ class Answer:
         return [json.loads(line) for line in self.text.splitlines()]
 
 
+def run(*argv: str) -> Answer:
+    """Run guardctl in this process."""
+    result = CliRunner().invoke(guardctl, argv)
+    if isinstance(result.exception, GuardError):
+        return Answer(result.exception.exit_status, result.exception.report())
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return Answer(result.exit_code, result.output)
+
+
 @dataclass
 class Site:
     """What a test acts on."""
@@ -47,13 +57,7 @@ class Site:
 
     def ctl(self, *argv: str) -> Answer:
         """Run guardctl for this site's guard."""
-        arguments = ["--pin-dir", str(self.world.pin_dir), *argv]
-        result = CliRunner().invoke(guardctl, arguments)
-        if isinstance(result.exception, GuardError):
-            return Answer(result.exception.exit_status, result.exception.report())
-        if result.exception and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        return Answer(result.exit_code, result.output)
+        return run("--pin-dir", str(self.world.pin_dir), *argv)
 
     def load(self) -> Answer:
         """Put the guard in force as it is done at boot."""

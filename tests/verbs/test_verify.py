@@ -51,6 +51,18 @@ def unpin(guard: Guard) -> None:
     guard.link_path("guard_connect4").unlink()
 
 
+def swap_pins(guard: Guard) -> None:
+    """Pin another of the programs where the one that denies was pinned."""
+    (guard.home / "guard_connect6").rename(guard.home / "guard_connect4")
+    program = libbpf.get_pinned(guard.home / "guard_connect4")
+    libbpf.pin(program, guard.home / "guard_connect6")
+    os.close(program)
+
+
+def let_others_in(guard: Guard) -> None:
+    guard.home.chmod(0o711)
+
+
 def open_a_port(guard: Guard) -> None:
     control = guard.control()
     control.unguarded[guard.slot][0] |= 1 << 25
@@ -92,6 +104,8 @@ def swap_program(guard: Guard) -> None:
 TAMPERERS = {
     "links": unpin,
     "programs": swap_program,
+    "pins": swap_pins,
+    "pins: others than root": let_others_in,
     "addresses": drop("hosts"),
     "rows: rules": deny_first,
     "rows: exes": drop("exes"),
