@@ -41,6 +41,7 @@ from guard.force import (
 )
 from guard.hosts import AddressNews, own_addresses
 from guard.policy import DEFAULT_FILE, Policy, load, refresh
+from guard.preexisting import Before
 from guard.scribe import Scribe
 from guard.service import Service
 from guard.unaided import Unaided, served_by, state_file
@@ -88,10 +89,9 @@ class Daemon(Service):
             self.heed(started.policy)
         for notice in (*changed, *started.notices(options.policy)):
             self._scribe.tell(notice)
-        for finding in started.before:
-            self._scribe.tell(finding)
         self.register(self._addresses, self._on_addresses)
         self.register(self._files, self._on_files)
+        Before(self._guard, lambda: self._policy, self._scribe.tell).follow()
 
     def _on_addresses(self) -> None:
         self._addresses.drain()

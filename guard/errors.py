@@ -126,6 +126,12 @@ class NotApplied(GuardError):
     exit_status = EX_TEMPFAIL
 
 
+class SockDiagError(GuardError):
+    """sock_diag, which lists connections: {}"""
+
+    exit_status = EX_OSERR
+
+
 class ScribeDied(GuardError):
     """the thread that writes the journal has ended by itself, see above"""
 

@@ -28,6 +28,7 @@ class Kind(enum.Enum):
     UNLOADED = "unloaded"
     PRE_EXISTING = "pre-existing"
     BACKSTOP = "backstop"
+    ENDED = "ended"
     TAMPERED = "tampered"
     CLOCK_SET = "clock-set"
 
@@ -59,7 +60,10 @@ class Finding:
     mode: str  # observe, enforce
     direction: str  # outbound, local
     rule: str | None  # its name; None: no rule matched
-    outcome: str  # denied, syn-sent, closed, refused, timed-out, failed, not-sent
+    # denied, syn-sent, closed, refused, timed-out, failed, not-sent; PRE_EXISTING:
+    # established, syn-sent, to-end, left-open; ENDED: ended-by-guard, ended-itself,
+    # not-ended
+    outcome: str
     pid: int
     tid: int
     ppid: int | None

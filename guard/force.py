@@ -21,12 +21,10 @@ from guard.errors import (
     KernelError,
     PolicyError,
 )
-from guard.finding import Finding, Kind, Notice
+from guard.finding import Kind, Notice
 from guard.hosts import own_addresses
 from guard.kernel import Guard, ensure_bpffs, is_loaded
-from guard.origin import Naming
 from guard.policy import Policy, compile_rows, load
-from guard.preexisting import pre_existing
 from guard.tables import FileIdentity
 
 _OTHERS_WRITE = 0o022
@@ -136,7 +134,6 @@ class Start:
     policy: Policy | None
     refused: GuardError | None  # why the policy file is not what is in force
     keeper: Keeper  # of the second lock
-    before: tuple[Finding, ...]  # connections that were open already
     since_ns: int  # CLOCK_BOOTTIME from when on events are the policy's; 0: all
 
     def notices(self, file: Path) -> list[Notice]:
@@ -175,8 +172,7 @@ def bring_up(
     guard = Guard.load(pin_dir, ring_bytes=ring_bytes)
     keeper = Keeper(pin_dir, cgroup)
     try:
-        own = own_addresses()
-        guard.set_hosts(own)
+        guard.set_hosts(own_addresses())
         try:
             if policy:
                 keeper.loosen(guard, policy)
@@ -205,11 +201,7 @@ def bring_up(
         if not adopted:  # a version before ours may be in force: it stays
             guard.forget()
         raise
-    before: tuple[Finding, ...] = ()
-    if policy and not adopted:
-        mode = policy.mode.name.lower()
-        before = tuple(pre_existing(policy.ports, mode, Naming(), own))
-    return Start(guard, adopted, policy, refused, keeper, before, since_ns)
+    return Start(guard, adopted, policy, refused, keeper, since_ns)
 
 
 def loaded_notice(guard: Guard, adopted: bool) -> Notice:

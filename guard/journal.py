@@ -50,6 +50,7 @@ MESSAGE_IDS: dict[Kind, str] = {
     Kind.UNLOADED: "94be9a9417484aec871d92002d87d0f3",
     Kind.PRE_EXISTING: "2e81d0002b9d4b37a678d7ed15d274f5",
     Kind.BACKSTOP: "138c733d10e6450b9ae98887935fa6c1",
+    Kind.ENDED: "2e7d7470d7244e3ca7f5430adf2a58e9",
     Kind.TAMPERED: "8bbc2060b12341fabdaeb1efefcb50e1",
     Kind.CLOCK_SET: "c07b04c833ab4f4188486a8ea8bce614",
 }

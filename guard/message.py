@@ -25,6 +25,15 @@ _LEAD = {
     Kind.CLOSED: "ended",
     Kind.BACKSTOP: "met by the second lock",
     Kind.PRE_EXISTING: "was open before the guard",
+    Kind.ENDED: "was open before the guard",
+}
+# What becomes of a connection that is older than the guard, and denied.
+_STATES = {
+    "to-end": ", to be ended",
+    "left-open": ", left open",
+    "ended-by-guard": ", ended by the guard",
+    "ended-itself": ", had ended by itself",
+    "not-ended": ", could not be ended ({})",
 }
 _VERDICTS = {"deny": "denied", "allow": "allowed", "redirect": "redirected"}
 
@@ -63,6 +72,7 @@ def _why(finding: Finding) -> str:
             f", {end}{took}, {finding.bytes_sent} bytes sent, "
             f"{finding.bytes_received} received"
         )
+    state = _STATES.get(finding.outcome, "").format(finding.error)
     if finding.rule is not None:
         why = f', rule "{finding.rule}"'
     elif finding.kind is Kind.BACKSTOP:
@@ -71,4 +81,4 @@ def _why(finding: Finding) -> str:
         why = ", no rule allows it"
     else:
         why = ""
-    return f" via {address(finding.via)}{why}" if finding.via else why
+    return f" via {address(finding.via)}{why}" if finding.via else why + state

@@ -9,9 +9,11 @@ from pathlib import Path
 import click
 
 from guard.cli.notices import tell_journal
+from guard.finding import Finding, Kind, Notice
 from guard.force import bring_up, only_one
 from guard.kernel import find_cgroup2
 from guard.policy import DEFAULT_FILE
+from guard.preexisting import Before
 
 _EXAMPLES = """\b
 Examples:
@@ -47,8 +49,16 @@ def command(pin_dir: Path, policy: Path, cgroup: Path | None, as_json: bool) -> 
         start = bring_up(pin_dir, cgroup or find_cgroup2(), policy)
         notices = start.notices(policy.absolute())
         for notice in notices:
-            row = {"kind": notice.kind.value, "message": notice.message}
-            click.echo(json.dumps(row) if as_json else notice.message)
-        tell_journal([*notices, *start.before])
+            _say(notice.kind, notice.message, as_json)
+        found: list[Finding | Notice] = [*notices]
+        before = Before(start.guard, lambda: start.policy, found.append)
+        if text := before.begin():  # those with a grace are left to guardd
+            _say(Kind.PRE_EXISTING, text, as_json)
+        tell_journal(found)
     if start.refused:
         raise start.refused
+
+
+def _say(kind: Kind, text: str, as_json: bool) -> None:
+    row = {"kind": kind.value, "message": text}
+    click.echo(json.dumps(row) if as_json else text)

@@ -177,7 +177,6 @@ _WORDS = {
     Kind.REDIRECTED: "redirected",
     Kind.ALLOWED: "allowed",
     Kind.LOCAL: "local",
-    Kind.PRE_EXISTING: "open",
 }
 WIDE = 120  # columns of a terminal that has room for outcome and unit
 
@@ -191,6 +190,8 @@ def verdict_word(finding: Finding) -> str:
     """Say in at most 10 characters what was done about a connection."""
     if finding.kind is Kind.CLOSED:
         return finding.outcome
+    if finding.kind in (Kind.PRE_EXISTING, Kind.ENDED):
+        return "ended" if finding.outcome == "ended-by-guard" else "open"
     if finding.verdict == "deny":
         return "denied" if finding.mode == "enforce" else "would-deny"
     if finding.kind is Kind.SUMMARY:

@@ -143,6 +143,7 @@ def show(pin_dir: Path, file: Path | None, as_json: bool) -> None:
         _line("redirect", f"to {' and '.join(targets)}")
     _line("fold", _fold(policy))
     _line("backstop", _backstop(policy))
+    _line("before", _before(policy))
     _line("tamper", _tamper(policy))
     for rule in policy.rules:
         quiet = ", only counted" if policy.quiet(rule) else ""
@@ -162,6 +163,13 @@ def _fold(policy: Policy) -> str:
         f"after {policy.fold.denied} denied or {policy.fold.local} passed alike in"
         f" {policy.fold.window_ns / 1e9:g} s"
     )
+
+
+def _before(policy: Policy) -> str:
+    if not policy.before.end:
+        return "connections older than the guard are told, and left open"
+    seconds = policy.before.grace_ns / 1e9
+    return f"those older than the guard that are denied end {seconds:g} s after a load"
 
 
 def _tamper(policy: Policy) -> str:

@@ -111,6 +111,7 @@ def _state(guard: Guard) -> dict[str, Any]:
         "loaded": about.get("loaded"),
         "uptime_s": _since(about.get("loaded")),
         "version": about.get("version"),
+        "before": about.get("before"),
         "guardd": {
             "pid": pid,
             "uptime_s": _since(about.get("started")) if pid else None,
@@ -120,6 +121,14 @@ def _state(guard: Guard) -> dict[str, Any]:
         "unaccounted": counters[Counter.JUDGED] - accounted,
         "losses": {counter.name.lower(): counters[counter] for counter in LOSSES},
     }
+
+
+def _before(open: int, denied: int, due_ns: int | None = None) -> str:
+    text = f"{open} connections were open at load, {denied} denied by the policy"
+    if due_ns is None:
+        return text
+    seconds = due_ns / 1e9 - time.clock_gettime(time.CLOCK_BOOTTIME)
+    return f"{text}: to end in {max(0, seconds):.0f} s, if guardd runs"
 
 
 def _since(start: float | None) -> float | None:
@@ -145,6 +154,8 @@ def _show(state: dict[str, Any]) -> None:
     _line("cgroup", state["cgroup"])
     _line("loaded", f"{_ago(state['uptime_s'])} ago, smtp-guard {state['version']}")
     _line("2nd lock", _backstop(state["backstop"] or {}))
+    if state["before"] and state["before"]["open"]:
+        _line("before", _before(**state["before"]))
     guardd = state["guardd"]
     if guardd["pid"]:
         _line("guardd", f"pid {guardd['pid']}, up {_ago(guardd['uptime_s'])}")

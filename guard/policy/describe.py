@@ -101,6 +101,7 @@ def policy_json(policy: Policy) -> dict[str, object]:
             "uplinks": policy.backstop.uplinks,
             "group": policy.backstop.group,
         },
+        "before": {"end": policy.before.end, "grace_ns": policy.before.grace_ns},
         "tamper": "repair" if policy.repair else "report",
         "rules": [rule_json(policy, rule) for rule in policy.rules],
         "warnings": [problem.as_json() for problem in policy.warnings],

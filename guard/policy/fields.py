@@ -120,8 +120,8 @@ class Table:
         self.error(key, f"{_shown(value)} is not {what}", f"write 1 to {most:#x}")
         return default
 
-    def duration(self, key: str, default: int) -> int:
-        """Give a time in ns, from text such as "5s"."""
+    def duration(self, key: str, default: int, *, zero: str) -> int:
+        """Give a time in ns, from text such as "5s"; zero: what "0s" does."""
         value = self.data.get(key)
         if value is None:
             return default
@@ -132,7 +132,7 @@ class Table:
         self.error(
             key,
             f"{_shown(value)} is not a time of at most 1h",
-            'write it as in "500ms", "5s" or "1m"; "0s" never folds',
+            f'write it as in "500ms", "5s" or "1m"; "0s" {zero}',
         )
         return default
 

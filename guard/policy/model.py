@@ -110,6 +110,14 @@ class Fold:
 
 
 @dataclass(frozen=True, slots=True)
+class Before:
+    """What becomes of connections older than the guard that the policy denies."""
+
+    end: bool = False  # under enforce; False: they are told, and left open
+    grace_ns: int = 60_000_000_000  # in which they may finish by themselves
+
+
+@dataclass(frozen=True, slots=True)
 class Backstop:
     """The second lock, in netfilter: which, and what it needs to know."""
 
@@ -138,6 +146,7 @@ class Policy:
     redirect6: tuple[str, int] | None = None
     fold: Fold = Fold()
     backstop: Backstop = Backstop()
+    before: Before = Before()
     repair: bool = True  # what somebody changes in the kernel is put back
     sha256: bytes = bytes(32)  # of all files, in the order read
     files: tuple[Path, ...] = ()  # the policy file first, then its includes

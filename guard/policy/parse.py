@@ -21,7 +21,7 @@ from guard.policy.backstop import backstop_section
 from guard.policy.check import check_rules
 from guard.policy.fields import Table
 from guard.policy.files import doubt, is_missing, links_on_the_way, walk
-from guard.policy.model import DEFAULT_PORTS, Fold, Policy, Rule, excerpt
+from guard.policy.model import DEFAULT_PORTS, Before, Fold, Policy, Rule, excerpt
 from guard.policy.source import (
     MAX_FILES,
     Problems,
@@ -35,7 +35,7 @@ from guard.policy.units import BadUnit, UnitPattern, unit_pattern
 
 _MAIN_KEYS = (
     *("mode", "ports", "include", "rule"),
-    *("local", "redirect", "fold", "tamper", "backstop"),
+    *("local", "redirect", "fold", "before", "tamper", "backstop"),
 )
 _INCLUDED_KEYS = ("include", "rule", "local")
 _RULE_KEYS = (
@@ -198,9 +198,20 @@ def _settings(main: Source, rules: tuple[Rule, ...], problems: Problems) -> Poli
     fold = top.section("fold", ("window", "denied", "local"))
     plain = Fold()
     folding = Fold(
-        fold.duration("window", plain.window_ns),
+        fold.duration("window", plain.window_ns, zero="never folds"),
         fold.count_of("denied", plain.denied),
         fold.count_of("local", plain.local),
+    )
+    before = top.section("before", ("end", "grace"))
+    if "grace" in before.data and not before.data.get("end"):
+        before.warn(
+            "grace",
+            "nothing is ended, so there is no grace",
+            "write end = true as well, or remove it",
+        )
+    older = Before(
+        before.flag("end") or False,
+        before.duration("grace", Before().grace_ns, zero="ends them at once"),
     )
     return Policy(
         Mode.OBSERVE if mode == "observe" else Mode.ENFORCE,
@@ -211,6 +222,7 @@ def _settings(main: Source, rules: tuple[Rule, ...], problems: Problems) -> Poli
         *targets,
         folding,
         backstop_section(top),
+        older,
         tamper == "repair",
     )
 

@@ -36,7 +36,7 @@ _BEGINNINGS = (
     Kind.PRE_EXISTING.value,
     Kind.BACKSTOP.value,
 )
-_CLOSED = Kind.CLOSED.value.encode()
+_ENDINGS = (Kind.CLOSED.value.encode(), Kind.ENDED.value.encode())
 _SUMMARY = Kind.SUMMARY.value.encode()
 # What the end of a connection knows better than its beginning.
 _END_FIELDS = (
@@ -111,7 +111,7 @@ def _beginnings(
 ) -> Iterator[Entry]:
     """Give the entries that begin a connection, in order, each with its end."""
     for entry in entries:
-        if entry.get("SMTPGUARD_KIND") == _CLOSED:
+        if entry.get("SMTPGUARD_KIND") in _ENDINGS:
             if ends:
                 window.end(entry)
         else:
@@ -187,6 +187,7 @@ class _Window:
                 [
                     f"SMTPGUARD_CONNECTION={name.decode('utf-8', 'surrogateescape')}",
                     f"SMTPGUARD_KIND={Kind.CLOSED.value}",
+                    f"SMTPGUARD_KIND={Kind.ENDED.value}",
                 ]
             )
             if end:
@@ -196,7 +197,7 @@ class _Window:
 
 def _awaits_end(entry: Entry) -> bytes | None:
     """Name the connection whose end is still to come; None: there is none."""
-    if entry.get("SMTPGUARD_OUTCOME") != b"syn-sent":
+    if entry.get("SMTPGUARD_OUTCOME") not in (b"syn-sent", b"to-end"):
         return None
     if entry.get("SMTPGUARD_KIND") == _SUMMARY:
         return None  # it bears the name of the first of many

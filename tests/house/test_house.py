@@ -41,6 +41,7 @@ STAGES = [
     "hosts",
     "backstop",
     "filewatch",
+    "sockdiag",
     "preexisting",
     "force",
     "verify",

@@ -79,11 +79,13 @@ def finding(kind: Kind = Kind.DENIED, **changes: Any) -> Finding:
     elif kind is Kind.REDIRECTED:
         implied |= {"verdict": "redirect", "rule": "turn", "outcome": "syn-sent"}
         implied |= {"via": ("127.0.0.1", 25)}
-    elif kind in (Kind.LOCAL, Kind.CLOSED, Kind.PRE_EXISTING):
+    elif kind in (Kind.LOCAL, Kind.CLOSED, Kind.PRE_EXISTING, Kind.ENDED):
         implied |= {"verdict": "allow", "direction": "local", "outcome": "syn-sent"}
         implied |= {"dst": ("127.0.0.1", 25)}
     elif kind is Kind.BACKSTOP:
         implied |= {"lock": "nftables-output"}
+    if kind is Kind.ENDED:
+        implied |= {"verdict": "deny", "outcome": "ended-by-guard"}
     if kind is Kind.CLOSED:
         implied |= {"outcome": "closed", "bytes_sent": 345, "bytes_received": 678}
         implied |= {"duration_us": 1_234_567}

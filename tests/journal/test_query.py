@@ -81,6 +81,25 @@ def test_filters_find_what_they_say(
     assert names(backwards) == answer[::-1]
 
 
+@pytest.mark.parametrize("newest_first", [False, True])
+def test_one_that_is_older_than_the_guard_has_its_end(
+    store: Store, newest_first: bool
+) -> None:
+    older = {"connection": "before-1", "verdict": "deny", "outcome": "to-end"}
+    left = {"connection": "before-2", "verdict": "deny", "outcome": "left-open"}
+    journal = store(
+        finding(Kind.PRE_EXISTING, **older),
+        finding(Kind.PRE_EXISTING, **left),
+        finding(Kind.ENDED, connection="before-1", outcome="not-ended", error="EPERM"),
+    )
+    found = {one.connection: one for one in rows(journal, newest_first=newest_first)}
+    assert list(found) == ["before-1", "before-2"][:: -1 if newest_first else 1]
+    ended = found["before-1"]
+    assert (ended.kind, ended.outcome) == (Kind.PRE_EXISTING, "not-ended")
+    assert ended.error == "EPERM"
+    assert found["before-2"].outcome == "left-open"
+
+
 def test_since_and_until_are_of_the_connect(store: Store) -> None:
     start = now_us() - 3_600_000_000
     journal = store(

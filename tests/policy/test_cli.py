@@ -96,6 +96,8 @@ def test_show(file: Path) -> None:
         *("own-postfix", "to-own-mta", "root-submits")
     ]
     assert told["tamper"] == "repair" and "tamper    repair: " in result.output
+    assert told["before"] == {"end": False, "grace_ns": 60_000_000_000}
+    assert "before    connections older than the guard are told" in result.output
     assert told["redirect"]["to6"] == {"addr": "::1", "port": 25}
 
 

@@ -16,7 +16,19 @@ from tests.policy.strategies import identify
 
 GOOD = (Path(__file__).resolve().parents[2] / "policies/default.toml").read_text()
 KEYS = (
-    *("mode", "ports", "include", "rule", "local", "redirect", "fold", "name"),
+    *(
+        "mode",
+        "ports",
+        "include",
+        "rule",
+        "local",
+        "redirect",
+        "fold",
+        "before",
+        "end",
+        "grace",
+        "name",
+    ),
     *("unit", "exe", "user", "group", "to", "to6", "verdict", "journal", "optional"),
     *("audit", "default", "window", "denied", "x"),
 )

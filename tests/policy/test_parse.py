@@ -13,6 +13,7 @@ import pytest
 from guard.abi import Direction, Mode, Verdict
 from guard.errors import EX_CONFIG, PolicyError
 from guard.policy import Fold, Policy, Problem, load, parse, refresh
+from guard.policy.model import Before
 
 HEAD = 'mode = "enforce"\n'
 RULE = HEAD + '[[rule]]\nname = "r"\nverdict = "allow"\nuser = "root"\n'
@@ -60,6 +61,9 @@ def test_all_keys() -> None:
         window = "1m"
         denied = 2
         local = 3
+        [before]
+        end = true
+        grace = "0s"
         """
     )
     first, second, third = policy.rules
@@ -83,6 +87,7 @@ def test_all_keys() -> None:
     assert policy.redirect4 == ("127.0.0.1", 2525)
     assert policy.redirect6 is None
     assert policy.fold == Fold(60_000_000_000, 2, 3)
+    assert policy.before == Before(end=True, grace_ns=0)
     assert [policy.quiet(rule) for rule in policy.rules] == [False, False, True]
     assert policy.rule_name(1) == "second"
     assert policy.rule_name(3) is policy.rule_name(0xFFFFFFFF) is None
@@ -92,12 +97,20 @@ def test_all_keys() -> None:
     assert second.exes is None and second.to is None
 
 
+def test_a_grace_without_an_end_is_warned_of() -> None:
+    for said in ("", "end = false\n"):
+        (warning,) = parse(f'{RULE}[before]\n{said}grace = "1m"').warnings
+        assert "there is no grace" in warning.message
+    assert not parse(f'{RULE}[before]\nend = true\ngrace = "1m"').warnings
+
+
 def test_defaults() -> None:
     policy = parse(RULE)
     assert policy.ports == {25, 465, 587}
     assert policy.local_audit and policy.local_default is Verdict.ALLOW
     assert policy.redirect4 is policy.redirect6 is None  # nothing redirects
     assert policy.fold == Fold(5_000_000_000, 5, 1000)
+    assert policy.before == Before(end=False, grace_ns=60_000_000_000)
     assert policy.repair and parse('tamper = "repair"\n' + RULE).repair
     assert not parse('tamper = "report"\n' + RULE).repair
     assert policy.warnings == ()
@@ -145,6 +158,8 @@ def test_what_is_quiet(
         (HEAD + "tamper = true", 2, "is not", '"repair" or "report"'),
         (HEAD + "[fold]\nwindow = 5", 3, "not a time", '"5s"'),
         (HEAD + '[fold]\nwindow = "2h"', 3, "not a time", '"0s"'),
+        (HEAD + '[before]\ngrace = "2h"', 3, "not a time", '"0s" ends them'),
+        (HEAD + "[before]\nend = 1", 3, "1 is not true or false", "true or false"),
         (HEAD + "[fold]\ndenied = 0", 3, "not a count", "from 1 up"),
         (RULE + 'unti = "a.service"', 6, "unti: unknown key", 'did you mean "unit"'),
         (RULE + 'exe = "smtp"', 6, "not an absolute path", "from / on"),
