@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
@@ -12,6 +11,7 @@ from guard.cli.notices import tell_journal
 from guard.force import bring_up, only_one
 from guard.kernel import find_cgroup2
 from guard.policy import DEFAULT_FILE
+from guard.text import json_text
 
 _EXAMPLES = """\b
 Examples:
@@ -48,7 +48,7 @@ def command(pin_dir: Path, policy: Path, cgroup: Path | None, as_json: bool) -> 
         notices = start.notices(policy.absolute())
         for notice in notices:
             row = {"kind": notice.kind.value, "message": notice.message}
-            click.echo(json.dumps(row) if as_json else notice.message)
+            click.echo(json_text(row) if as_json else notice.message)
         tell_journal([*notices, *start.before])
     if start.refused:
         raise start.refused

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from guard.kernel import Guard
 from guard.ring import LOSSES
 from guard.ringbuf import ring_backlog
 from guard.tables import guarded_ports
-from guard.text import printable
+from guard.text import json_text, printable
 
 _EXAMPLES = """\b
 Examples:
@@ -38,7 +37,7 @@ def command(pin_dir: Path, as_json: bool) -> None:
     """
     state = _state(Guard(pin_dir))
     if as_json:
-        click.echo(json.dumps(state, indent=2))
+        click.echo(json_text(state, indent=2))
     else:
         _show(state)
     if not state["in_force"]:
