@@ -17,7 +17,7 @@ import psutil
 
 from guard.finding import Finding, Kind, Process
 from guard.hosts import is_own
-from guard.origin import Naming, container_of, unit_of
+from guard.origin import Naming, cgroup2_path, container_of, unit_of
 
 # Those that no packet belongs to any more, or not yet: tcp(7).
 _NOT_OPEN = {psutil.CONN_LISTEN, psutil.CONN_TIME_WAIT, psutil.CONN_CLOSE}
@@ -113,15 +113,7 @@ def _ask(pid: int) -> dict[str, Any]:
         )
         asked["parents"] = process.parents()
         asked["file"] = os.stat(f"/proc/{pid}/exe")
-        asked["cgroup"] = _cgroup(pid)
+        asked["cgroup"] = cgroup2_path(Path(f"/proc/{pid}/cgroup").read_bytes())
     except (psutil.Error, OSError):
         return {}
     return asked
-
-
-def _cgroup(pid: int) -> str:
-    """Give the cgroup2 path: the line of hierarchy 0, cgroups(7)."""
-    for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
-        if line.startswith("0::"):
-            return line[3:]
-    return "/"
