@@ -7,6 +7,7 @@ named. First match wins, so what the admin wrote beats what is shipped.
 
 from __future__ import annotations
 
+import errno
 import grp
 import hashlib
 import os
@@ -31,6 +32,7 @@ from guard.policy.source import (
     shipped_names,
 )
 from guard.policy.units import BadUnit, UnitPattern, unit_pattern
+from guard.text import printable
 
 _MAIN_KEYS = ("mode", "ports", "include", "rule", "local", "redirect", "fold")
 _INCLUDED_KEYS = ("include", "rule", "local")
@@ -133,7 +135,7 @@ def _with_includes(main: Source | None, problems: Problems) -> list[Source]:
     def visit(source: Source) -> None:
         sources.append(source)
         if source.path:
-            seen.add(source.path.resolve())
+            seen.add(_real(source.path))
         table = Table(source, problems, source.data)
         for name in table.texts("include") or ():
             path = find_include(name, source)
@@ -144,8 +146,8 @@ def _with_includes(main: Source | None, problems: Problems) -> list[Source]:
                     f"shipped: {', '.join(shipped_names())}; or write a path"
                     " relative to this file",
                 )
-            elif path.resolve() not in seen:
-                seen.add(path.resolve())
+            elif _real(path) not in seen:
+                seen.add(_real(path))
                 if len(seen) > MAX_FILES:
                     table.error(
                         "include",
@@ -159,6 +161,11 @@ def _with_includes(main: Source | None, problems: Problems) -> list[Source]:
 
     visit(main)
     return sources
+
+
+def _real(path: Path) -> Path:
+    """Give where a path leads; of links in a circle, what can be said."""
+    return Path(os.path.realpath(path))  # resolve() raises RuntimeError then
 
 
 def _settings(main: Source, rules: tuple[Rule, ...], problems: Problems) -> Policy:
@@ -295,7 +302,7 @@ def _name(table: Table) -> str:
         table.error("", "name is missing", 'add one, as in name = "postfix"')
     elif not isinstance(name, str) or not name.strip():
         table.error("name", "is not a name", "write a text of at least one letter")
-    elif not name.isprintable() or len(name) > _NAME_LIMIT:
+    elif printable(name) != name or len(name) > _NAME_LIMIT:
         table.error(
             "name",
             f"is longer than {_NAME_LIMIT} or holds control characters",
@@ -324,7 +331,7 @@ def _exes(table: Table, optional: bool) -> tuple[Path, ...] | None:
     paths: list[Path] = []
     missing = []
     for text in dict.fromkeys(texts):
-        clean = text.isprintable() and ".." not in text.split("/")
+        clean = printable(text) == text and ".." not in text.split("/")
         if not text.startswith("/") or not clean:
             table.error(
                 "exe",
@@ -353,6 +360,9 @@ def _check_exe(table: Table, path: Path) -> bool:
     except OSError as error:
         if is_missing(error):
             return False
+        if error.errno == errno.ENAMETOOLONG:
+            table.error("exe", f"{path}: {error.strerror}", "correct the path")
+            return True
         table.warn("exe", f"{path}: {error.strerror}", "run this as root to check it")
         return True
     status = way.entries[-1][1]
@@ -382,7 +392,9 @@ def _check_exe(table: Table, path: Path) -> bool:
 
 def _is_script(path: Path) -> bool:
     try:
-        with path.open("rb") as file:
+        # O_NONBLOCK: /proc/kmsg is a regular file, and waits for the kernel's words
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        with os.fdopen(descriptor, "rb") as file:
             return file.read(2) == b"#!"
     except OSError:
         return False

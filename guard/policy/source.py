@@ -182,7 +182,7 @@ def _read(path: Path, main: bool) -> tuple[bytes, Doubt | None]:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "not a regular file", str(path))
-        raw = file.read(MAX_BYTES + 1)
+        raw = file.read(MAX_BYTES + 1) or b""  # None: it would have to wait
     if len(raw) > MAX_BYTES:
         raise OSError(errno.EFBIG, f"longer than {MAX_BYTES} bytes", str(path))
     if _as_good_as_code(way.real, status):
