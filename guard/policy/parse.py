@@ -7,25 +7,29 @@ named. First match wins, so what the admin wrote beats what is shipped.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import grp
 import hashlib
 import os
 import pwd
 import stat
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from guard.abi import MAX_ROWS, NAME_LEN, Direction, Mode, Verdict
+from guard.abi import NAME_LEN, Direction, Mode, Verdict
 from guard.errors import PolicyError
-from guard.policy.check import check_rules
+from guard.policy.check import check_rules, check_size
 from guard.policy.fields import Table
 from guard.policy.files import doubt, is_missing, links_on_the_way, walk
 from guard.policy.model import DEFAULT_PORTS, Fold, Policy, Rule, excerpt
 from guard.policy.source import (
+    MAX_BYTES,
     MAX_FILES,
     Problems,
     Source,
+    TooMany,
     find_include,
     from_file,
     from_text,
@@ -53,8 +57,9 @@ def load(path: Path | str) -> Policy:
     unusable is in the warnings of the Policy.
     """
     problems = Problems()
-    main = from_file(Path(os.path.abspath(path)), problems, main=True)
-    return _build(str(path), _with_includes(main, problems), problems)
+    with _refused(str(path), problems):
+        main = from_file(Path(os.path.abspath(path)), problems, main=True)
+        return _build(str(path), _with_includes(main, problems), problems)
 
 
 def parse(
@@ -65,8 +70,9 @@ def parse(
     Raises PolicyError with every problem found, as `load` does.
     """
     problems = Problems()
-    main = from_text(text, name, problems, directory=directory)
-    return _build(name, _with_includes(main, problems), problems)
+    with _refused(name, problems):
+        main = from_text(text, name, problems, directory=directory)
+        return _build(name, _with_includes(main, problems), problems)
 
 
 def refresh(policy: Policy) -> Policy:
@@ -77,13 +83,23 @@ def refresh(policy: Policy) -> Policy:
     PolicyError as `load` does.
     """
     problems = Problems()
-    sources = [
-        from_text(text, name, problems, main=not index)
-        for index, (name, text) in enumerate(policy.texts)
-    ]
-    known = [source for source in sources if source]
-    renewed = _build(policy.texts[0][0], known, problems)
-    return replace(renewed, files=policy.files)
+    first = policy.texts[0][0]
+    with _refused(first, problems):
+        sources = [
+            from_text(text, name, problems, main=not index)
+            for index, (name, text) in enumerate(policy.texts)
+        ]
+        known = [source for source in sources if source]
+        return replace(_build(first, known, problems), files=policy.files)
+
+
+@contextlib.contextmanager
+def _refused(name: str, problems: Problems) -> Iterator[None]:
+    """Make a refusal of too many problems."""
+    try:
+        yield
+    except TooMany:
+        raise _refusal(name, problems) from None
 
 
 def _build(name: str, sources: list[Source], problems: Problems) -> Policy:
@@ -93,9 +109,8 @@ def _build(name: str, sources: list[Source], problems: Problems) -> Policy:
         + [rule for _, local in parsed for rule in local]
     )
     policy = _settings(sources[0], rules, problems) if sources else None
-    if policy is not None:
+    if policy is not None and check_size(policy, name, problems):
         check_rules(policy, problems)
-        _count_rows(policy, name, problems)
     if policy is None or problems.errors:
         raise _refusal(name, problems)
     exes = links_on_the_way({path for rule in rules for path in rule.exes or ()})
@@ -156,11 +171,22 @@ def _with_includes(main: Source | None, problems: Problems) -> list[Source]:
                     )
                     return
                 included = from_file(path, problems, main=False)
+                if included and _all_bytes(sources, included) > MAX_BYTES:
+                    table.error(
+                        "include",
+                        f"more than {MAX_BYTES} bytes in all files",
+                        "shorten them; an address list may name wider prefixes",
+                    )
+                    return
                 if included:
                     visit(included)
 
     visit(main)
     return sources
+
+
+def _all_bytes(sources: list[Source], another: Source) -> int:
+    return sum(len(source.text) for source in (*sources, another))
 
 
 def _real(path: Path) -> Path:
@@ -402,15 +428,3 @@ def _is_script(path: Path) -> bool:
 
 def _numbered(rules: list[Rule]) -> tuple[Rule, ...]:
     return tuple(replace(rule, number=number) for number, rule in enumerate(rules))
-
-
-def _count_rows(policy: Policy, name: str, problems: Problems) -> None:
-    rows = sum(rule.rows for rule in policy.rules)
-    if rows > MAX_ROWS:
-        problems.add(
-            "error",
-            name,
-            f"{rows} rows, the kernel compares {MAX_ROWS}; a rule takes one, or one"
-            " for each of its units",
-            "join rules that differ in one value into one with a list, or use a *",
-        )
