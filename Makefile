@@ -12,7 +12,7 @@ BPF_FLAGS := -O2 -g -target bpf -mcpu=v3 -D__TARGET_ARCH_$(BPF_ARCH) -Wall -Werr
 ARGS ?=
 
 ifneq ($(shell id -u),0)
-ifneq ($(filter setup run test demo bench,$(MAKECMDGOALS)),)
+ifneq ($(filter setup run test demo bench fuzz,$(MAKECMDGOALS)),)
 $(error must be run as root, it works on the kernel: sudo make $(MAKECMDGOALS))
 endif
 endif
@@ -52,6 +52,10 @@ demo: setup ## a rogue script against a mail host, in network namespaces
 bench: setup ## the figures of docs/, measured on this machine
 	@$(PYTHON) -m tests.bench $(ARGS)
 
+.PHONY: fuzz
+fuzz: setup ## hostile input, guided by coverage; ARGS='policy --seconds 600'
+	@$(PYTHON) -m tests.fuzz $(ARGS)
+
 .PHONY: lint
 lint: ## what tests/house checks: style, types, layers
 	$(PYTHON) -m pytest -q tests/house $(ARGS)
@@ -64,6 +68,6 @@ format: ## let ruff and clang-format lay out the code
 
 .PHONY: clean
 clean: ## remove what the targets above made
-	rm -rf .venv build dist *.egg-info $(OBJECT)
+	rm -rf .venv .venv-fuzz build dist *.egg-info $(OBJECT)
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find guard tests -name __pycache__ -prune -exec rm -rf {} +

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from guard.errors import KernelError
@@ -96,16 +97,28 @@ class FileWatch:
                 raw = os.read(self._fd, 65536)
             except BlockingIOError:
                 break
-            at = 0
-            while at < len(raw):
-                watch, mask, _, length = _EVENT.unpack_from(raw, at)
-                at += _EVENT.size
-                name = raw[at : at + length].rstrip(b"\0")
-                at += length
-                found = found or not name or name in self._names.get(watch, ())
-                found = found or bool(mask & _Q_OVERFLOW)
+            found = concerns(raw, self._names) or found
         return found
 
     def close(self) -> None:
         """Stop watching."""
         os.close(self._fd)
+
+
+def concerns(raw: bytes, names: Mapping[int, Collection[bytes]]) -> bool:
+    """Tell whether one of these events is about one of the files.
+
+    raw is what inotify(7) gave; names are files by watch. An event of a folder
+    itself, a full queue, and what is cut off count as about all.
+    """
+    at = 0
+    while at < len(raw):
+        if len(raw) - at < _EVENT.size:
+            return True
+        watch, mask, _, length = _EVENT.unpack_from(raw, at)
+        at += _EVENT.size
+        name = raw[at : at + length].rstrip(b"\0")
+        at += length
+        if not name or name in names.get(watch, ()) or mask & _Q_OVERFLOW:
+            return True
+    return False

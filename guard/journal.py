@@ -83,12 +83,15 @@ def _text(value: Any) -> str:
 
 
 def _number(value: Any) -> int:
-    """Read a plain decimal; ValueError for a sign, a space, 64 bits or more."""
+    """Read a plain decimal; ValueError for a sign, a space, more than 64 bits.
+
+    All 64 are needed: who mounts a FUSE file system chooses its inode numbers.
+    """
     if not isinstance(value, bytes):
         value = _text(value).encode("utf-8", "surrogateescape")
-    if len(value) > 19 or not value.isdigit():
+    if len(value) > 20 or not value.isdigit() or (number := int(value)) >> 64:
         raise ValueError(f"{value[:40]!r} is not a number")
-    return int(value)
+    return number
 
 
 def _time(value: Any) -> int:
@@ -382,6 +385,7 @@ def _args(text: str) -> tuple[str, ...]:
     args = json.loads(text)
     if not isinstance(args, list) or not all(isinstance(a, str) for a in args):
         raise ValueError("SMTPGUARD_ARGS is not a list of texts")
+    _from_bytes("".join(args))
     return tuple(args)
 
 
@@ -394,7 +398,13 @@ def _ancestors(text: str) -> tuple[Process, ...]:
             type(n) is int for n in (p.pid, p.uid, p.start_ns)
         ):
             raise ValueError("SMTPGUARD_ANCESTORS is not a list of processes")
+        _from_bytes(p.comm)
     return made
+
+
+def _from_bytes(text: str) -> None:
+    """Raise ValueError for text that no bytes decode to: JSON can say \\ud800."""
+    text.encode("utf-8", "surrogateescape")
 
 
 def _notice(kind: Kind, entry: Mapping[str, Any]) -> Notice:

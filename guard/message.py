@@ -59,7 +59,7 @@ def message(finding: Finding) -> str:
         text += f", unit {finding.unit}"
     if finding.container:
         text += f", container {finding.container}"
-    return text if text.isprintable() else printable(text)
+    return printable(text)
 
 
 def _why(finding: Finding) -> str:

@@ -61,6 +61,19 @@ def container_of(cgroup: str) -> str | None:
     return None
 
 
+def cgroup2_path(raw: bytes) -> str:
+    """Give the path in cgroup2 of what /proc/PID/cgroup holds: cgroups(7).
+
+    Names are any bytes but newline and slash. A line of cgroup v1 comes first, so
+    who may make a cgroup there must not end it by what str.splitlines() or text
+    mode take for an end of line, and go on as 0::/system.slice/postfix.service.
+    """
+    for line in raw.split(b"\n"):
+        if line.startswith(b"0::"):
+            return line[3:].decode("utf-8", "surrogateescape")
+    return "/"
+
+
 @lru_cache(maxsize=256)
 def _incomplete(flags: int) -> tuple[str, ...]:
     return tuple(name for flag, name in _FLAGS if flags & flag)
@@ -176,7 +189,7 @@ class Naming:
             error=errno.errorcode.get(event.error) if event.error else None,
             bytes_sent=event.bytes_sent,
             bytes_received=event.bytes_received,
-            duration_us=(ended - event.time_ns) // 1000 if ended else None,
+            duration_us=max(ended - event.time_ns, 0) // 1000 if ended else None,
             count=repeats.folded if repeats else 1,
             last_us=(repeats.last_ns + to_real) // 1000 if repeats else 0,
             incomplete=_incomplete(flags) if flags else (),

@@ -18,7 +18,7 @@ import psutil
 
 from guard.abi import ANCESTORS, NAME_LEN, UNSET
 from guard.finding import Finding, Kind, Process
-from guard.origin import Naming, container_of, unit_of
+from guard.origin import Naming, cgroup2_path, container_of, unit_of
 from guard.policy.evaluate import Caller, Executable, ExeId
 from guard.policy.files import device_number, is_trusted
 
@@ -88,7 +88,7 @@ def _look(process: psutil.Process) -> Seen:
         executable=_executable(pid, file, exe) if file and exe else None,
         args=tuple(process.cmdline()),
         cwd=process.cwd() or "/",
-        cgroup=_cgroup(pid),
+        cgroup=cgroup2_path(Path(f"/proc/{pid}/cgroup").read_bytes()),
         netns=os.stat(f"/proc/{pid}/ns/net").st_ino,
         ancestors=tuple(_ancestor(parent) for parent in parents[:ANCESTORS]),
         incomplete=("ancestors-cut",) if len(parents) > ANCESTORS else (),
@@ -138,14 +138,6 @@ def _set_number(pid: int, name: str) -> int | None:
         number = int(_text(pid, name))
         return None if number == UNSET else number
     return None
-
-
-def _cgroup(pid: int) -> str:
-    """Give the cgroup2 path: the line of hierarchy 0, cgroups(7)."""
-    for line in _text(pid, "cgroup").splitlines():
-        if line.startswith("0::"):
-            return line[3:]
-    return "/"
 
 
 def holders(inodes: Collection[int]) -> dict[int, tuple[int, ...]]:

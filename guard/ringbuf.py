@@ -35,8 +35,12 @@ class RingBuffer:
 
     def __init__(self, fd: int) -> None:
         """Begin where the last reader ended; fd stays the caller's."""
+        self._open(fd, info(fd, MapInfo).max_entries)
+
+    def _open(self, fd: int, size: int) -> None:
+        """Map the positions of a ring whose data has so many bytes."""
         self._fd = fd
-        self._size: int = info(fd, MapInfo).max_entries
+        self._size = size
         self._consumer_page = mmap.mmap(fd, _PAGE)
         self._producer_page = mmap.mmap(fd, _PAGE, prot=mmap.PROT_READ, offset=_PAGE)
         # a c_uint64 is read and written in one go, the kernel looks on

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
+import math
 import os
 import socket
 import struct
@@ -246,10 +247,9 @@ class Tables:
     def about(self) -> dict[str, Any]:
         """Give the record of who loaded what (see set_about); {}: none yet."""
         for _ in range(100):
-            raw = self.map("about").get(KEY0) or b""
             # the kernel copies a value without a lock: it may be half new
             with contextlib.suppress(ValueError):
-                return dict(json.loads(raw.rstrip(b"\0") or b"{}"))
+                return read_about(self.map("about").get(KEY0) or b"")
         raise NotLoaded(self.home, hint="its record is damaged: guardctl load")
 
     def set_about(self, **changes: Any) -> None:
@@ -277,6 +277,45 @@ class Tables:
             end.port = port
         raw = self.map("owners").get(bytes(key))
         return event.unpack_event(raw) if raw else None
+
+
+# What stands in the record of who loaded what, where it stands there.
+_RECORD: dict[str, type | tuple[type, ...]] = {
+    "policy": str,
+    "cgroup": str,
+    "version": str,
+    "refused": str,
+    "loaded": (int, float),
+    "started": (int, float),
+    "pid": int,
+    "pid_ticks": int,
+    "attempt": int,
+    "told": dict,
+    "changed": list,
+    "backstop": dict,
+}
+
+
+def read_about(raw: bytes) -> dict[str, Any]:
+    """Read the record of who loaded what: JSON, filled up with NULs.
+
+    Raises ValueError when it is none, or torn: half of one write, half of another.
+    """
+    try:
+        record = json.loads(raw.rstrip(b"\0") or b"{}")
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+    if not isinstance(record, dict):
+        raise ValueError("not an object")
+    for name, value in record.items():
+        wanted = _RECORD.get(name, object)
+        if not isinstance(value, wanted) or isinstance(value, bool):
+            raise ValueError(f"{name!r} is not what it is to be")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{name!r} is no time")
+    if not all(type(count) is int for count in record.get("told", {}).values()):
+        raise ValueError("'told' is not what it is to be")
+    return record
 
 
 def row_slot(key: ctypes.Structure) -> int:

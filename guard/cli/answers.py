@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import json
 import textwrap
 from collections.abc import Iterable
 
 import click
 
 from guard.checks import Check, State, none_bad
-from guard.text import printable
+from guard.text import json_text, printable
 
 _WIDTH = 79
 _COLOURS = {State.WARN: "yellow", State.BAD: "red", State.GOOD: "green"}
@@ -22,7 +21,7 @@ def show_checks(checks: Iterable[Check], as_json: bool) -> None:
     for check in checks:
         seen.append(check)
         if as_json:
-            click.echo(json.dumps(check.as_json()))
+            click.echo(json_text(check.as_json()))
         else:
             _show(check)
     if not none_bad(seen):

@@ -34,7 +34,7 @@ from guard.policy.describe import conditions, group_name, rule_json, user_name
 from guard.policy.files import is_trusted, stat_identify
 from guard.policy.model import Address
 from guard.policy.units import BadUnit, unit_pattern
-from guard.text import address, printable
+from guard.text import address, json_text, printable
 
 
 @dataclass(slots=True)
@@ -123,7 +123,7 @@ def command(
     effect = _effect(policy, destination, decision)
     if as_json:
         answer = _as_json(policy, wanted, caller, destination, decision, effect)
-        click.echo(json.dumps(answer, indent=2))
+        click.echo(json_text(answer, indent=2))
     else:
         _print(policy, wanted, caller, destination, decision, effect)
 
@@ -131,7 +131,7 @@ def command(
 def _from_finding(file: IO[str]) -> Wanted:
     try:
         rows = json.loads(file.read())
-    except ValueError:
+    except (ValueError, RecursionError):
         raise click.BadParameter(
             "not one JSON object; add --limit 1 to who-connected",
             param_hint="--finding",
@@ -141,17 +141,31 @@ def _from_finding(file: IO[str]) -> Wanted:
         return Wanted(
             user=str(int(row["uid"])),
             group=str(int(row["gid"])),
-            exe=row["exe"],
-            unit=row["cgroup"],
+            exe=None if row["exe"] is None else _path(row["exe"]),
+            unit=None if row["cgroup"] is None else _path(row["cgroup"]),
             to=str(row["dst"]["addr"]),
-            port=int(row["dst"]["port"]),
+            port=_port(int(row["dst"]["port"])),
             local=row["direction"] == "local",
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise click.BadParameter(
             f"not a row of who-connected --json: {printable(str(error))}",
             param_hint="--finding",
         ) from None
+
+
+def _path(text: Any) -> str:
+    """Give the text of a path; raises TypeError, ValueError where it is none."""
+    if not isinstance(text, str):
+        raise TypeError(f"{text!r} is not a path")
+    os.fsencode(text)
+    return text
+
+
+def _port(number: int) -> int:
+    if not 1 <= number <= 65535:
+        raise ValueError(f"{number} is no port")
+    return number
 
 
 def _caller(wanted: Wanted) -> Caller:

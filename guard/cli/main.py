@@ -15,6 +15,7 @@ import click
 
 from guard import __version__
 from guard.errors import EX_IOERR, GuardError, NotRoot
+from guard.text import printable_lines
 
 PROGRAM = "guardctl"
 # Not kernel.DEFAULT_PIN_DIR: importing that costs more than reading the journal.
@@ -107,9 +108,11 @@ def run(argv: list[str]) -> int:
         sys.stdout.flush()
         return status if isinstance(status, int) else 0
     except GuardError as error:
-        click.echo(error.report(), err=True)
+        click.echo(printable_lines(error.report()), err=True)
         return error.exit_status
     except click.ClickException as error:
+        # a script may have been given what it passes on
+        error.message = printable_lines(error.message)
         error.show()
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):

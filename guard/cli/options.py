@@ -10,6 +10,7 @@ import click
 
 from guard.errors import JournalError
 from guard.query import Filter, Journal, parse_time
+from guard.text import printable
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _PORT = click.IntRange(0, 65535)
@@ -142,7 +143,7 @@ class Torn:
     def tell(self) -> None:
         """Say on standard error how many there were."""
         if self.count:
+            first = printable(self._first)
             click.echo(
-                f"{self.count} entries could not be read; the first: {self._first}",
-                err=True,
+                f"{self.count} entries could not be read; the first: {first}", err=True
             )

@@ -19,7 +19,7 @@ from typing import Any
 
 from guard.finding import Finding, Kind, Notice
 from guard.journal import Found
-from guard.text import address, printable
+from guard.text import address, json_text, printable
 
 
 def iso_time(us: int) -> str:
@@ -58,7 +58,7 @@ def _text(text: str | None) -> str | None:
 
 def _end(end: tuple[str, int] | None) -> dict[str, Any]:
     host, port = end or (None, None)
-    return {"addr": host, "port": port}
+    return {"addr": _text(host), "port": port}
 
 
 def row(finding: Finding) -> dict[str, Any]:
@@ -66,8 +66,8 @@ def row(finding: Finding) -> dict[str, Any]:
     duration = finding.duration_us
     return {
         "time": iso_time(finding.time_us),
-        "verdict": finding.verdict,
-        "direction": finding.direction,
+        "verdict": valid(finding.verdict),
+        "direction": valid(finding.direction),
         "rule": _text(finding.rule),
         "pid": finding.pid,
         "ppid": finding.ppid,
@@ -88,12 +88,12 @@ def row(finding: Finding) -> dict[str, Any]:
         ],
         "src": _end(finding.src),
         "dst": _end(finding.dst),
-        "outcome": finding.outcome,
+        "outcome": valid(finding.outcome),
         "bytes_sent": finding.bytes_sent,
         "bytes_received": finding.bytes_received,
         "duration_ms": None if duration is None else duration / 1000,
         "kind": finding.kind.value,
-        "mode": finding.mode,
+        "mode": valid(finding.mode),
         "count": finding.count,
         "last": iso_time(finding.last_us) if finding.last_us else None,
         "connection": valid(finding.connection),
@@ -109,7 +109,7 @@ def row(finding: Finding) -> dict[str, Any]:
         "exe_device": valid(finding.exe_device),
         "exe_inode": finding.exe_inode,
         "exe_nlink": finding.exe_nlink,
-        "incomplete": list(finding.incomplete),
+        "incomplete": list(map(valid, finding.incomplete)),
     }
 
 
@@ -120,14 +120,14 @@ def notice_row(notice: Notice) -> dict[str, Any]:
         "kind": notice.kind.value,
         "message": valid(notice.message),
         "priority": notice.priority,
-        "fields": {name: valid(text) for name, text in notice.fields.items()},
+        "fields": {valid(name): valid(text) for name, text in notice.fields.items()},
     }
 
 
 def as_json(found: Found) -> str:
     """Give one line of JSON Lines, without its newline."""
     made = notice_row(found) if isinstance(found, Notice) else row(found)
-    return json.dumps(made)  # ASCII: nothing in it steers a terminal
+    return json_text(made)
 
 
 class Csv:
@@ -238,7 +238,7 @@ class Table:
         comm = f"{repeats}{cut(finding.comm, 15)} "
         room = max(self._rest - len(comm), 1)
         return (
-            f"{short_time(finding.time_us)} {verdict_word(finding)[:10]:<10} "
+            f"{short_time(finding.time_us)} {cut(verdict_word(finding), 10):<10} "
             f"{finding.pid:>7} {cut(user, 8):<8} "
             f"{cut_front(address(finding.dst), 19):<19} {wide}"
             f"{cut(comm + cut_front(finding.cwd, room), self._rest)}"

@@ -19,7 +19,7 @@ from guard.policy.evaluate import unit_matches
 from guard.policy.units import BadUnit, unit_pattern
 from guard.query import connections
 from guard.query.planning import Candidate, candidates, place
-from guard.text import printable
+from guard.text import json_text, printable
 
 _EPILOG = """\b
 The output is TOML: rules, and what speaks for and against each as comments.
@@ -77,7 +77,7 @@ def command(
     for candidate in found:
         rule, against = _judge(candidate, names)
         if json_:
-            click.echo(json.dumps(_row(candidate, rule, against)))
+            click.echo(json_text(_row(candidate, rule, against)))
         else:
             _print(candidate, rule, against)
     if not found and not json_:
@@ -93,7 +93,8 @@ def _judge(candidate: Candidate, names: set[str]) -> tuple[str | None, list[str]
     if finding.lock and finding.kind is Kind.BACKSTOP:
         return None, [_by_no_connect(finding)]
     against = _warnings(finding)
-    if not finding.exe or not finding.exe_nlink or not finding.exe.isprintable():
+    exe = finding.exe
+    if not exe or not finding.exe_nlink or printable(exe) != exe:
         return None, against
     rule = _rule(candidate, names)
     ports = sorted(candidate.ports)
@@ -128,7 +129,7 @@ def _warnings(finding: Finding) -> list[str]:
         return ["a kernel thread or a process without a file: no rule can name it"]
     if finding.exe_nlink == 0:
         found.append("its file is deleted, or was never one: no rule can name it")
-    if not exe.isprintable():
+    if printable(exe) != exe:
         found.append("its path is made to deceive: no rule can name it")
     places = [place for place in _OPEN_PLACES if exe.startswith(place)]
     if places:
@@ -200,16 +201,16 @@ def _row(candidate: Candidate, rule: str | None, against: list[str]) -> dict[str
         "count": candidate.count,
         "first": iso_time(candidate.first_us),
         "last": iso_time(candidate.last_us),
-        "mode": finding.mode,
-        "direction": finding.direction,
+        "mode": valid(finding.mode),
+        "direction": valid(finding.direction),
         "uid": finding.uid,
         "user": None if finding.user is None else valid(finding.user),
         "exe": None if finding.exe is None else valid(finding.exe),
         "unit": None if finding.unit is None else valid(finding.unit),
-        "container": finding.container,
+        "container": None if finding.container is None else valid(finding.container),
         "cgroup": valid(finding.cgroup),
         "ports": sorted(candidate.ports),
-        "to": sorted(candidate.to),
+        "to": sorted(map(valid, candidate.to)),
         "to_complete": not candidate.more_to,
         "directories": sorted(map(valid, candidate.directories)),
         "warnings": [printable(text) for text in against],

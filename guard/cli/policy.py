@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import textwrap
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from guard.errors import PolicyError
 from guard.kernel import policy_file
 from guard.policy import Policy, Problem, load
 from guard.policy.describe import conditions, heading, policy_json
-from guard.text import address, printable
+from guard.text import address, json_text, printable
 
 _FILE = click.argument(
     "file",
@@ -113,7 +112,7 @@ def _print_check(
         else None,
         "problems": [p.as_json() for p in problems if isinstance(p, Problem)],
     }
-    click.echo(json.dumps(answer, indent=2))
+    click.echo(json_text(answer, indent=2))
 
 
 @command.command("show", epilog=_SHOW_EXAMPLES)
@@ -129,7 +128,7 @@ def show(pin_dir: Path, file: Path | None, as_json: bool) -> None:
     """
     policy = load(file or policy_file(pin_dir))
     if as_json:
-        click.echo(json.dumps(policy_json(policy), indent=2))
+        click.echo(json_text(policy_json(policy), indent=2))
         return
     observe = "nothing is denied" if policy.mode is Mode.OBSERVE else "in force"
     _line("file", " ".join(map(str, policy.files)))

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import signal
 import time
@@ -19,6 +18,7 @@ from guard.errors import GuardError, NotApplied
 from guard.force import daemon_pid, keeper_of, only_one, policy_notice, put_in_force
 from guard.kernel import Guard
 from guard.policy import Policy, load
+from guard.text import json_text
 
 _EXAMPLES = """\b
 Examples:
@@ -43,7 +43,7 @@ def apply(pin_dir: Path, file: Path | None, as_json: bool) -> None:
     guard = Guard(pin_dir)
     target = Path(guard.about().get("policy", ""))
     with _one_at_a_time(target.parent):
-        if file is None or file.resolve() == target.resolve():
+        if file is None or os.path.realpath(file) == os.path.realpath(target):
             policy = load(target)
             _switch(guard, policy)
         else:
@@ -51,7 +51,7 @@ def apply(pin_dir: Path, file: Path | None, as_json: bool) -> None:
     mode = policy.mode.name.lower()
     if as_json:
         answer = {"in_force": str(target), "mode": mode, "sha256": policy.sha256.hex()}
-        click.echo(json.dumps(answer))
+        click.echo(json_text(answer))
         return
     click.echo(f"in force: {target}, {mode}, sha256 {policy.sha256.hex()[:12]}")
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from guard.kernel import Guard
 from guard.ring import LOSSES
 from guard.ringbuf import ring_backlog
 from guard.tables import guarded_ports
-from guard.text import printable
+from guard.text import json_text, printable
 from guard.unaided import read_state, served_by, state_file
 
 _EXAMPLES = """\b
@@ -49,7 +48,7 @@ def command(pin_dir: Path, as_json: bool) -> None:
         return
     state = _state(guard)
     if as_json:
-        click.echo(json.dumps(state, indent=2))
+        click.echo(json_text(state, indent=2))
     else:
         _show(state)
     if not state["in_force"]:
@@ -63,7 +62,7 @@ def _tell_unaided(pin_dir: Path, state: dict[str, Any], as_json: bool) -> None:
     state["in_force"] = in_force
     state["guardd"] = {"pid": served_by(state_file(pin_dir))}
     if as_json:
-        click.echo(json.dumps(state, indent=2))
+        click.echo(json_text(state, indent=2))
     else:
         word = "in force" if in_force else "NOT IN FORCE"
         click.secho(

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from guard.kernel import Guard, remains, take_out
 from guard.origin import Naming
 from guard.policy import load
 from guard.scribe import Scribe
+from guard.text import json_text
 from guard.unaided import served_by, state_file
 
 _EXAMPLES = """\b
@@ -55,7 +55,7 @@ def command(pin_dir: Path, as_json: bool) -> None:
         with only_one(pin_dir):
             _unload(guard)
     if as_json:
-        click.echo(json.dumps({"in_force": False, "pin_dir": str(pin_dir)}))
+        click.echo(json_text({"in_force": False, "pin_dir": str(pin_dir)}))
     else:
         click.echo("unloaded: outbound SMTP is open to every process")
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
@@ -26,6 +25,7 @@ from guard.cli.output import (
 from guard.finding import Finding, Kind
 from guard.query import Filter, Journal, connections, findings, parse_time
 from guard.query.groups import FIELDS, Group, groups
+from guard.text import json_text
 
 _EPILOG = """\b
 Times are as in journalctl: "2026-11-22 10:00", "2 hours ago", -1h, today,
@@ -50,7 +50,10 @@ Examples:
 @click.option("--until", metavar="TIME", help="Connected then or earlier.")
 @options.filters
 @click.option(
-    "--limit", type=click.IntRange(1), metavar="N", help="The newest N, or N groups."
+    "--limit",
+    type=click.IntRange(1, sys.maxsize),
+    metavar="N",
+    help="The newest N, or N groups.",
 )
 @click.option("--reverse", is_flag=True, help="Newest first; smallest group first.")
 @click.option("--follow", is_flag=True, help="Go on with new ones as they connect.")
@@ -184,7 +187,7 @@ def _show_groups(
         made = {field: value, "count": group.count, "denied": group.denied}
         made["last"] = iso_time(group.last_us)
         if json_:
-            sys.stdout.write(json.dumps(made) + "\n")
+            sys.stdout.write(json_text(made) + "\n")
         elif csv_:
             lines.write(made)
         else:

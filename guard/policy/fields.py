@@ -143,7 +143,7 @@ class Table:
             return None
         good = [value for value in values if isinstance(value, str) and value]
         for value in values:
-            if value not in good:
+            if not isinstance(value, str) or not value:
                 self.error(key, f"{_shown(value)} is not a text", "write it in quotes")
         return good
 

@@ -7,31 +7,37 @@ named. First match wins, so what the admin wrote beats what is shipped.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import grp
 import hashlib
 import os
 import pwd
 import stat
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from guard.abi import MAX_ROWS, NAME_LEN, Direction, Mode, Verdict
+from guard.abi import NAME_LEN, Direction, Mode, Verdict
 from guard.errors import PolicyError
 from guard.policy.backstop import backstop_section
-from guard.policy.check import check_rules
+from guard.policy.check import check_rules, check_size
 from guard.policy.fields import Table
 from guard.policy.files import doubt, is_missing, links_on_the_way, walk
 from guard.policy.model import DEFAULT_PORTS, Before, Fold, Policy, Rule, excerpt
 from guard.policy.source import (
+    MAX_BYTES,
     MAX_FILES,
     Problems,
     Source,
+    TooMany,
     find_include,
     from_file,
     from_text,
     shipped_names,
 )
 from guard.policy.units import BadUnit, UnitPattern, unit_pattern
+from guard.text import printable
 
 _MAIN_KEYS = (
     *("mode", "ports", "include", "rule"),
@@ -55,8 +61,9 @@ def load(path: Path | str) -> Policy:
     unusable is in the warnings of the Policy.
     """
     problems = Problems()
-    main = from_file(Path(os.path.abspath(path)), problems, main=True)
-    return _build(str(path), _with_includes(main, problems), problems)
+    with _refused(str(path), problems):
+        main = from_file(Path(os.path.abspath(path)), problems, main=True)
+        return _build(str(path), _with_includes(main, problems), problems)
 
 
 def parse(
@@ -67,8 +74,9 @@ def parse(
     Raises PolicyError with every problem found, as `load` does.
     """
     problems = Problems()
-    main = from_text(text, name, problems, directory=directory)
-    return _build(name, _with_includes(main, problems), problems)
+    with _refused(name, problems):
+        main = from_text(text, name, problems, directory=directory)
+        return _build(name, _with_includes(main, problems), problems)
 
 
 def refresh(policy: Policy) -> Policy:
@@ -79,13 +87,23 @@ def refresh(policy: Policy) -> Policy:
     PolicyError as `load` does.
     """
     problems = Problems()
-    sources = [
-        from_text(text, name, problems, main=not index)
-        for index, (name, text) in enumerate(policy.texts)
-    ]
-    known = [source for source in sources if source]
-    renewed = _build(policy.texts[0][0], known, problems)
-    return replace(renewed, files=policy.files)
+    first = policy.texts[0][0]
+    with _refused(first, problems):
+        sources = [
+            from_text(text, name, problems, main=not index)
+            for index, (name, text) in enumerate(policy.texts)
+        ]
+        known = [source for source in sources if source]
+        return replace(_build(first, known, problems), files=policy.files)
+
+
+@contextlib.contextmanager
+def _refused(name: str, problems: Problems) -> Iterator[None]:
+    """Make a refusal of too many problems."""
+    try:
+        yield
+    except TooMany:
+        raise _refusal(name, problems) from None
 
 
 def _build(name: str, sources: list[Source], problems: Problems) -> Policy:
@@ -95,9 +113,8 @@ def _build(name: str, sources: list[Source], problems: Problems) -> Policy:
         + [rule for _, local in parsed for rule in local]
     )
     policy = _settings(sources[0], rules, problems) if sources else None
-    if policy is not None:
+    if policy is not None and check_size(policy, name, problems):
         check_rules(policy, problems)
-        _count_rows(policy, name, problems)
     if policy is None or problems.errors:
         raise _refusal(name, problems)
     exes = links_on_the_way({path for rule in rules for path in rule.exes or ()})
@@ -137,7 +154,7 @@ def _with_includes(main: Source | None, problems: Problems) -> list[Source]:
     def visit(source: Source) -> None:
         sources.append(source)
         if source.path:
-            seen.add(source.path.resolve())
+            seen.add(_real(source.path))
         table = Table(source, problems, source.data)
         for name in table.texts("include") or ():
             path = find_include(name, source)
@@ -148,8 +165,8 @@ def _with_includes(main: Source | None, problems: Problems) -> list[Source]:
                     f"shipped: {', '.join(shipped_names())}; or write a path"
                     " relative to this file",
                 )
-            elif path.resolve() not in seen:
-                seen.add(path.resolve())
+            elif _real(path) not in seen:
+                seen.add(_real(path))
                 if len(seen) > MAX_FILES:
                     table.error(
                         "include",
@@ -158,11 +175,27 @@ def _with_includes(main: Source | None, problems: Problems) -> list[Source]:
                     )
                     return
                 included = from_file(path, problems, main=False)
+                if included and _all_bytes(sources, included) > MAX_BYTES:
+                    table.error(
+                        "include",
+                        f"more than {MAX_BYTES} bytes in all files",
+                        "shorten them; an address list may name wider prefixes",
+                    )
+                    return
                 if included:
                     visit(included)
 
     visit(main)
     return sources
+
+
+def _all_bytes(sources: list[Source], another: Source) -> int:
+    return sum(len(source.text) for source in (*sources, another))
+
+
+def _real(path: Path) -> Path:
+    """Give where a path leads; of links in a circle, what can be said."""
+    return Path(os.path.realpath(path))  # resolve() raises RuntimeError then
 
 
 def _settings(main: Source, rules: tuple[Rule, ...], problems: Problems) -> Policy:
@@ -306,7 +339,7 @@ def _name(table: Table) -> str:
         table.error("", "name is missing", 'add one, as in name = "postfix"')
     elif not isinstance(name, str) or not name.strip():
         table.error("name", "is not a name", "write a text of at least one letter")
-    elif not name.isprintable() or len(name) > _NAME_LIMIT:
+    elif printable(name) != name or len(name) > _NAME_LIMIT:
         table.error(
             "name",
             f"is longer than {_NAME_LIMIT} or holds control characters",
@@ -335,7 +368,7 @@ def _exes(table: Table, optional: bool) -> tuple[Path, ...] | None:
     paths: list[Path] = []
     missing = []
     for text in dict.fromkeys(texts):
-        clean = text.isprintable() and ".." not in text.split("/")
+        clean = printable(text) == text and ".." not in text.split("/")
         if not text.startswith("/") or not clean:
             table.error(
                 "exe",
@@ -364,6 +397,9 @@ def _check_exe(table: Table, path: Path) -> bool:
     except OSError as error:
         if is_missing(error):
             return False
+        if error.errno == errno.ENAMETOOLONG:
+            table.error("exe", f"{path}: {error.strerror}", "correct the path")
+            return True
         table.warn("exe", f"{path}: {error.strerror}", "run this as root to check it")
         return True
     status = way.entries[-1][1]
@@ -393,7 +429,9 @@ def _check_exe(table: Table, path: Path) -> bool:
 
 def _is_script(path: Path) -> bool:
     try:
-        with path.open("rb") as file:
+        # O_NONBLOCK: /proc/kmsg is a regular file, and waits for the kernel's words
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        with os.fdopen(descriptor, "rb") as file:
             return file.read(2) == b"#!"
     except OSError:
         return False
@@ -401,15 +439,3 @@ def _is_script(path: Path) -> bool:
 
 def _numbered(rules: list[Rule]) -> tuple[Rule, ...]:
     return tuple(replace(rule, number=number) for number, rule in enumerate(rules))
-
-
-def _count_rows(policy: Policy, name: str, problems: Problems) -> None:
-    rows = sum(rule.rows for rule in policy.rules)
-    if rows > MAX_ROWS:
-        problems.add(
-            "error",
-            name,
-            f"{rows} rows, the kernel compares {MAX_ROWS}; a rule takes one, or one"
-            " for each of its units",
-            "join rules that differ in one value into one with a list, or use a *",
-        )

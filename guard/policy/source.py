@@ -21,8 +21,11 @@ from typing import Any
 from guard.policy.files import Doubt, doubt, walk
 from guard.policy.model import Problem, excerpt
 
-MAX_BYTES = 1 << 20
+MAX_BYTES = 1 << 20  # of a policy file, and of all that it includes
 MAX_FILES = 64
+MAX_PROBLEMS = 1000
+# tomllib takes time and memory with the square of a key's parts: 40 kB took 1.5 GB.
+MAX_DOTS = 16
 
 _HERE = Path(__file__).resolve()
 # Beside the running code: a checkout's directory, or the installed package's.
@@ -36,6 +39,16 @@ SHIPPED = (
 
 _HEADER = re.compile(r"\s*(\[\[?)\s*([A-Za-z0-9_.-]+)\s*\]")
 _KEY = re.compile(r"\s*([A-Za-z0-9_-]+)\s*=")
+# All that may hold a dot which parts no key: strings of four kinds, comments. Taken
+# to the end of the line, or of the text, where the closing quote is missing.
+_NO_KEY = re.compile(
+    r'"""(?:[^"\\]|\\.|"{1,2}(?!"))*+(?:"{3,5})?+'
+    r"|'''(?:[^']|'{1,2}(?!'))*+(?:'{3,5})?+"
+    r'|"(?:[^"\\\n]|\\[^\n])*+"?+'
+    r"|'[^'\n]*+'?+"
+    r"|#[^\n]*+",
+    re.DOTALL,
+)
 _DECODER_LINE = re.compile(r"\(at line (\d+), column \d+\)")
 
 
@@ -66,6 +79,10 @@ class Source:
     path: Path | None = None  # None: a text, not a file
 
 
+class TooMany(Exception):
+    """A policy has so many problems that no more are looked for."""
+
+
 @dataclass(slots=True)
 class Problems:
     """Everything found wrong so far, so that one run shows all of it."""
@@ -82,10 +99,19 @@ class Problems:
         line: int | None = None,
         rule: str | None = None,
     ) -> None:
-        """Note a problem; the texts may hold what the file's author wrote."""
+        """Note a problem; the texts may hold what the file's author wrote.
+
+        Raises TooMany after the last that is taken; it is an error then.
+        """
         safe = [excerpt(text, 400) for text in (file, message, remedy)]
         label = None if rule is None else excerpt(rule, 100)
         self.found.append(Problem(severity, safe[0], line, label, safe[1], safe[2]))
+        if len(self.found) == MAX_PROBLEMS:
+            text = "so many problems that the rest was not looked at"
+            self.found.append(
+                Problem("error", safe[0], line, None, text, "correct these first")
+            )
+            raise TooMany
 
     @property
     def errors(self) -> list[Problem]:
@@ -128,6 +154,15 @@ def from_text(
     path: Path | None = None,
 ) -> Source | None:
     """Parse one file's text; None, and a problem, when it is not TOML."""
+    if number := _many_dots(text):
+        problems.add(
+            "error",
+            name,
+            f"more than {MAX_DOTS} dots outside of quotes",
+            "no key of a policy has so many parts",
+            line=number,
+        )
+        return None
     try:
         data = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
@@ -144,6 +179,17 @@ def from_text(
         )
         return None
     return Source(name, directory, text, data, locate(text), main, path)
+
+
+def _many_dots(text: str) -> int | None:
+    """Give the first line with more dots than keys of a policy can have."""
+    if text.count(".") <= MAX_DOTS:
+        return None
+    bare = _NO_KEY.sub(lambda found: "\n" * found[0].count("\n"), text)
+    return next(
+        (n for n, line in enumerate(bare.split("\n"), 1) if line.count(".") > MAX_DOTS),
+        None,
+    )
 
 
 def from_file(path: Path, problems: Problems, *, main: bool) -> Source | None:
@@ -182,7 +228,7 @@ def _read(path: Path, main: bool) -> tuple[bytes, Doubt | None]:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "not a regular file", str(path))
-        raw = file.read(MAX_BYTES + 1)
+        raw = file.read(MAX_BYTES + 1) or b""  # None: it would have to wait
     if len(raw) > MAX_BYTES:
         raise OSError(errno.EFBIG, f"longer than {MAX_BYTES} bytes", str(path))
     if _as_good_as_code(way.real, status):

@@ -13,6 +13,7 @@ import re
 from dataclasses import dataclass
 
 from guard.abi import NAME_LEN, UNIT_DEPTH, UnitTail
+from guard.text import printable
 
 TAILS = {
     b".service": UnitTail.SERVICE,
@@ -77,7 +78,7 @@ def unit_pattern(text: str) -> UnitPattern:
     Raises BadUnit with a remedy when it has no meaning, or none that the
     kernel's lookup can express.
     """
-    if not text or not text.isprintable() or " " in text:
+    if not text or printable(text) != text or " " in text:
         raise BadUnit("not the name of a unit", 'write it as in "postfix.service"')
     if text.startswith("/"):
         names = text[1:].removesuffix("/").split("/")

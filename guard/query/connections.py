@@ -208,4 +208,6 @@ def _awaits_end(entry: Entry) -> bytes | None:
 def _time(entry: Entry) -> int:
     """Give the time to sort by; a torn entry goes first."""
     text = entry.get("SMTPGUARD_TIME_US")
-    return int(text) if isinstance(text, bytes) and text.isdigit() else 0
+    if not isinstance(text, bytes) or len(text) > 20 or not text.isdigit():
+        return 0
+    return int(text)

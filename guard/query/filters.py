@@ -12,6 +12,7 @@ from typing import TypeAlias
 
 from guard.errors import BadQuery
 from guard.finding import Finding
+from guard.text import printable
 
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -97,8 +98,8 @@ def _network(text: str) -> Network:
         net = ipaddress.ip_network(text.strip("[]"))
     except ValueError as error:
         raise BadQuery(
-            repr(text),
-            f"no address or prefix ({error})",
+            printable(repr(text)),
+            f"no address or prefix ({printable(str(error))})",
             hint="write 192.0.2.1, 192.0.2.0/24 or 2001:db8::/32; names are not"
             " looked up",
         ) from None

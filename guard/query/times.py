@@ -8,6 +8,7 @@ import time
 from datetime import UTC, datetime, timedelta
 
 from guard.errors import BadQuery
+from guard.text import printable
 
 # systemd.time(7), PARSING TIME SPANS: in microseconds.
 _SECOND = 1_000_000
@@ -43,7 +44,7 @@ def parse_time(text: str, now_us: int | None = None) -> int:
     except (ValueError, OverflowError, OSError):
         found = -1
     if not 0 <= found < 1 << 55:
-        raise BadQuery(repr(text), "no point in time", hint=_REMEDY)
+        raise BadQuery(printable(repr(text)), "no point in time", hint=_REMEDY)
     return found
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 CHECKOUT = Path(__file__).resolve().parents[2]
 # Made by `make`, never in the repository.
 GENERATED = re.compile(
-    r"\.(git|venv|\w+_cache|hypothesis|benchmarks)|build|dist|.*-info"
+    r"\.(git|venv(-fuzz)?|\w+_cache|hypothesis|benchmarks)|build|dist|.*-info"
 )
 
 # The reading order of guard/: a stage imports only what stands before it, a
@@ -55,6 +55,9 @@ STAGES = [
     "cli",
 ]
 
+# Bytes that once broke something: no text of ours.
+CORPUS = CHECKOUT / "tests/fuzz/corpus"
+
 PYTHON_LINES, C_LINES = 450, 300
 # Longer, and why: one thing with no seam to cut it at.
 LONGER = {
@@ -67,6 +70,8 @@ NO_SPDX = {".md", ".gitignore", "LICENSE", ".json"}
 def files() -> Iterator[Path]:
     """Give every text file of the project."""
     for top, directories, names in os.walk(CHECKOUT):
+        if CORPUS in Path(top, "x").parents:
+            continue
         directories[:] = [
             name
             for name in directories
