@@ -81,7 +81,8 @@ enum event_flag {
 	FLAG_NO_STORAGE =
 		1 << 8, /* socket storage refused: no source port, no end */
 	FLAG_FOREIGN_NETNS = 1 << 9, /* not the guard's own network namespace */
-	FLAG_FOREIGN_USERNS = 1 << 10, /* it may have set the executable itself */
+	FLAG_FOREIGN_USERNS = 1 << 10, /* it may have set its executable */
+	FLAG_EXE_SET = 1 << 11,	       /* it did: set, not executed */
 };
 
 enum dimension {

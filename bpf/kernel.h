@@ -20,6 +20,7 @@ typedef unsigned short u16;
 typedef unsigned int u32;
 typedef unsigned long long u64;
 
+#define FMODE_EXEC 0x20	      /* include/linux/fs.h: opened to be executed */
 #define PF_KTHREAD 0x00200000 /* include/linux/sched.h */
 #define AF_INET 2
 #define SOCK_STREAM 1
@@ -76,6 +77,7 @@ struct path {
 };
 
 struct file {
+	unsigned int f_flags;
 	struct path f_path;
 	struct inode *f_inode;
 };

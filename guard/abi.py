@@ -88,6 +88,7 @@ class Flag(enum.IntFlag):
     NO_STORAGE = 1 << 8
     FOREIGN_NETNS = 1 << 9
     FOREIGN_USERNS = 1 << 10
+    EXE_SET = 1 << 11
 
 
 class Dimension(enum.IntEnum):
