@@ -52,6 +52,10 @@ demo: setup ## a rogue script against a mail host, in network namespaces
 bench: setup ## the figures of docs/, measured on this machine
 	@$(PYTHON) -m tests.bench $(ARGS)
 
+.PHONY: security
+security: ## write the lists of SECURITY.md from tests/matrix.toml
+	$(PYTHON) -m tests.probes.security
+
 .PHONY: lint
 lint: ## what tests/house checks: style, types, layers
 	$(PYTHON) -m pytest -q tests/house $(ARGS)
