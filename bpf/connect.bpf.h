@@ -44,6 +44,31 @@ static __always_inline int is_ipv4(const u8 address[16])
 	return !word[0] && !word[1] && word[2] == bpf_htonl(0xffff);
 }
 
+/*
+ * Whether the socket asks for a way by other hosts, as anybody may (IP_OPTIONS,
+ * IPV6_RTHDR): then the packets leave for the first of these, whatever the address.
+ */
+static __always_inline int source_routed(struct bpf_sock *sk)
+{
+	struct inet_sock *inet = sk ? (void *)bpf_skc_to_tcp_sock(sk) : 0;
+	struct ip_options_rcu *options;
+
+	if (!inet)
+		return 0;
+	options = BPF_CORE_READ(inet, inet_opt);
+	if (options && BPF_CORE_READ(options, opt.srr))
+		return 1;
+	return bpf_core_field_exists(inet->pinet6) &&
+	       BPF_CORE_READ(inet, pinet6, opt, srcrt);
+}
+
+static __noinline int direction_by(struct bpf_sock_addr *ctx,
+				   const struct where *where)
+{
+	return source_routed(ctx->sk) ? DIRECTION_OUTBOUND :
+					direction_of(where->address);
+}
+
 static __always_inline const struct target *target_of(
 	const struct policy *policy, const struct where *where)
 {
@@ -63,6 +88,9 @@ static __noinline int judge_caller(struct bpf_sock_addr *ctx,
 	/* Linux 6.1 rounds each frame up to 32 bytes, 512 for the whole chain */
 	BPF_CORE_READ_INTO(&who.uid, cred, euid.val);
 	BPF_CORE_READ_INTO(&who.gid, cred, egid.val);
+	/* not root: the kernel connects where a peer of anybody's tells it to */
+	if (BPF_CORE_READ(current_task(), flags) & PF_KTHREAD)
+		who.uid = who.gid = ~0U;
 	match_caller_exe(policy, slot, &who.rows); /* first: it adds rows */
 	match_unit(policy, slot, &who.rows);
 	decide(policy, slot, &who, where, decision);
@@ -190,7 +218,7 @@ static __noinline int on_connect(struct bpf_sock_addr *ctx, u32 slot,
 		flush_held(conn);
 	set_front(ctx->sk, REPORT_SILENT);
 
-	where->direction = direction_of(where->address);
+	where->direction = direction_by(ctx, where);
 	judge_caller(ctx, policy, slot, where, &decision);
 	count_verdict(decision.verdict, policy->mode, where->direction);
 	refuse = decision.verdict == VERDICT_DENY &&

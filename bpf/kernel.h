@@ -178,6 +178,27 @@ struct tcp_sock {
 	u64 bytes_retrans;
 };
 
+struct ip_options {
+	unsigned char srr; /* where the source route stands; 0: none */
+};
+
+struct ip_options_rcu {
+	struct ip_options opt;
+};
+
+struct ipv6_txoptions {
+	void *srcrt; /* a routing header */
+};
+
+struct ipv6_pinfo {
+	struct ipv6_txoptions *opt;
+};
+
+struct inet_sock {
+	struct ipv6_pinfo *pinet6; /* CONFIG_IPV6 */
+	struct ip_options_rcu *inet_opt;
+};
+
 struct mptcp_sock {
 	struct sock *first;
 };

@@ -8,6 +8,7 @@ and in the guarded one.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import platform
 import shutil
@@ -44,7 +45,6 @@ from tests.probes.matrix import Code, Row
 
 NAT64 = "64:ff9b::c000:219"  # MX4 behind the well-known prefix, RFC 6052
 BOX4, GATEWAY4 = "198.51.100.2", "198.51.100.1"  # RFC 5737
-ANNOUNCED4 = "192.0.2.26"  # another address of the MX's
 ADDRESSES = {
     "mx4": MX4,
     "mx6": MX6,
@@ -312,23 +312,27 @@ LOCKED: Mapping[str, Callable[[Box], AbstractContextManager[None]]] = {
 
 # ---- what a row needs beside the usual
 
+_announcements = itertools.count(100)
+
 
 @contextlib.contextmanager
 def _announced(box: Box) -> Iterator[None]:
     """Have the MX announce another address, with a guarded port, to multipath."""
+    # A new one each time: the kernel's listener lets go of its address late.
+    address = f"192.0.2.{next(_announcements)}"
     limits = "mptcp limits set subflow 2 add_addr_accepted 2\n"
     with box.inside(box.host):
         ip(limits)
     with box.inside(box.mx):
         ip(
-            f"{limits}addr add {ANNOUNCED4}/24 dev mx0\n"
-            f"mptcp endpoint add {ANNOUNCED4} port {SMTP} signal\n"
+            f"{limits}addr add {address}/24 dev mx0\n"
+            f"mptcp endpoint add {address} port {SMTP} signal\n"
         )
     try:
         yield
     finally:
         with box.inside(box.mx):
-            ip(f"mptcp endpoint flush\naddr del {ANNOUNCED4}/24 dev mx0\n")
+            ip(f"mptcp endpoint flush\naddr del {address}/24 dev mx0\n")
 
 
 @contextlib.contextmanager
