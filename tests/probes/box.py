@@ -45,9 +45,11 @@ from tests.probes.matrix import Code, Row
 
 NAT64 = "64:ff9b::c000:219"  # MX4 behind the well-known prefix, RFC 6052
 BOX4, GATEWAY4 = "198.51.100.2", "198.51.100.1"  # RFC 5737
+IDLE4 = "203.0.113.7"  # the MX's, and the host's on a link that is down
 ADDRESSES = {
     "mx4": MX4,
     "mx6": MX6,
+    "idle": IDLE4,
     "mapped": f"::ffff:{MX4}",
     "nat64": NAT64,
     "link-local": "fe80::25%host0",
@@ -347,9 +349,31 @@ def _neighbour(box: Box) -> Iterator[None]:
             sysctl("net/ipv4/conf/mx0/route_localnet", "0")
 
 
+@contextlib.contextmanager
+def _idle(box: Box) -> Iterator[None]:
+    """Have an address on a link of the host that is down: another has it now."""
+    with box.inside(box.mx):
+        ip(f"addr add {IDLE4}/32 dev lo\n")
+    with box.inside(box.host):
+        ip(
+            "link add idle0 type veth peer name idle1\n"
+            f"addr add {IDLE4}/32 dev idle0\nroute add {IDLE4} via {MX4}\n"
+        )
+        box.watch.guard.set_hosts(own_addresses())
+    try:
+        yield
+    finally:
+        with box.inside(box.host):
+            ip(f"link del idle0\nroute del {IDLE4}\n")
+            box.watch.guard.set_hosts(own_addresses())
+        with box.inside(box.mx):
+            ip(f"addr del {IDLE4}/32 dev lo\n")
+
+
 SETUPS: Mapping[str, Callable[[Box], AbstractContextManager[object]]] = {
     "": contextlib.nullcontext,
     "announced": _announced,
+    "idle": _idle,
     "neighbour": _neighbour,
 }
 
