@@ -205,6 +205,28 @@ static int announced(void)
 	return ETIMEDOUT;
 }
 
+/*
+ * A socket whose option memory is used up, by keys for hosts that it never meets:
+ * what the guard would keep there has no room.
+ */
+static int full(void)
+{
+	struct tcp_md5sig key = { .tcpm_keylen = 1, .tcpm_key = "x" };
+	struct sockaddr_in *host = (struct sockaddr_in *)&key.tcpm_addr;
+	int fd = new_socket();
+	unsigned int i;
+
+	host->sin_family = AF_INET;
+	for (i = 1; i < 65536; i++) {
+		host->sin_addr.s_addr = htonl(0xcb007100 - i); /* not 203.0.113/24 */
+		if (setsockopt(fd, IPPROTO_TCP, TCP_MD5SIG, &key, sizeof(key)))
+			break;
+	}
+	if (errno != ENOMEM)
+		untried("TCP_MD5SIG");
+	return connect_by(fd);
+}
+
 static const struct route routes[] = {
 	{ "device", device },
 	{ "device-syn", device_syn },
@@ -217,6 +239,7 @@ static const struct route routes[] = {
 	{ "smc", smc },
 	{ "source-routed", source_routed },
 	{ "announced", announced },
+	{ "full", full },
 	{ 0 },
 };
 
