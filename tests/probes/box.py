@@ -199,6 +199,7 @@ class Box(World):
             "PROBE_ALLOWED": str(self.program("allowed")),
             "PROBE_LIBRARY": str(self.program("preload")),
             "PROBE_DEVICE": "box0" if row.where == "box" else "host0",
+            "PROBE_HOP": GATEWAY4 if row.where == "box" else MX4,
             "PROBE_VIA": MX6 if ":" in address else MX4,
             "PROBE_CGROUP": str(cgroup),
             "PROBE_BOX": f"/proc/{os.getpid()}/fd/{self.box}",

@@ -2,8 +2,10 @@
 /* Frames handed to the network device: netfilter's OUTPUT does not see them. */
 #include "packets.h"
 
+#include <fcntl.h>
 #include <linux/if_ether.h>
 #include <linux/if_packet.h>
+#include <linux/if_tun.h>
 #include <linux/if_xdp.h>
 #include <net/if.h>
 #include <net/if_arp.h>
@@ -23,6 +25,7 @@ static void fill_frame(void)
 {
 	const char *name = setting("PROBE_DEVICE");
 	struct arpreq neighbour = { 0 };
+	struct sockaddr_in *hop = (struct sockaddr_in *)&neighbour.arp_pa;
 	struct ifreq own = { 0 };
 	struct ethhdr ethernet;
 	struct packet packet;
@@ -31,7 +34,8 @@ static void fill_frame(void)
 	listen_for_answers();
 	fill_packet(&packet);
 	fd = made(socket(AF_INET, SOCK_DGRAM, 0), "socket");
-	memcpy(&neighbour.arp_pa, &peer, sizeof(struct sockaddr_in));
+	hop->sin_family = AF_INET;
+	inet_pton(AF_INET, setting("PROBE_HOP"), &hop->sin_addr);
 	strncpy(neighbour.arp_dev, name, sizeof(neighbour.arp_dev) - 1);
 	strncpy(own.ifr_name, name, sizeof(own.ifr_name) - 1);
 	for (tries = 0; tries < 100; tries++) {
@@ -133,10 +137,30 @@ static int xdp(void)
 	return answer();
 }
 
+/* The device of a virtual machine: what it sends, the host forwards. */
+static int tunnel(void)
+{
+	struct ifreq request = { .ifr_name = "probe0",
+				 .ifr_flags = IFF_TUN | IFF_NO_PI };
+	struct packet packet;
+
+	answers = made(open("/dev/net/tun", O_RDWR), "/dev/net/tun");
+	if (ioctl(answers, TUNSETIFF, &request))
+		untried("TUNSETIFF");
+	disguise.s_addr = htonl(0xc63364c8); /* 198.51.100.200, RFC 5737 */
+	if (system("ip link set probe0 up && ip route add 198.51.100.200 dev probe0"))
+		untried("ip");
+	fill_packet(&packet);
+	if (write(answers, &packet, sizeof(packet)) != sizeof(packet))
+		return errno;
+	return answer();
+}
+
 static const struct route routes[] = {
 	{ "packet", packet },
 	{ "bypass", bypass },
 	{ "xdp", xdp },
+	{ "tunnel", tunnel },
 	{ 0 },
 };
 

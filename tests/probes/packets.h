@@ -20,6 +20,7 @@ struct packet {
 
 static int answers; /* a raw socket that sees them */
 static in_port_t own_port;
+static struct in_addr disguise; /* a source address to use instead of one's own */
 
 static inline unsigned short sum(const void *data, int size, unsigned int start)
 {
@@ -80,6 +81,8 @@ static inline void fill_packet(struct packet *packet)
 	packet->ip.protocol = IPPROTO_TCP;
 	pseudo.from = ((struct sockaddr_in *)&here)->sin_addr.s_addr;
 	pseudo.to = ((struct sockaddr_in *)&peer)->sin_addr.s_addr;
+	if (disguise.s_addr)
+		pseudo.from = disguise.s_addr;
 	packet->ip.saddr = pseudo.from;
 	packet->ip.daddr = pseudo.to;
 	pseudo.protocol = htons(IPPROTO_TCP);
@@ -105,7 +108,7 @@ static inline int answer(void)
 	ssize_t size, at;
 
 	while (poll(&ready, 1, 2000) > 0) {
-		size = recv(answers, data, sizeof(data), 0);
+		size = read(answers, data, sizeof(data));
 		at = peer.ss_family == AF_INET ? (data[0] & 15) * 4 : 0;
 		if (size < at + (ssize_t)sizeof(tcp))
 			continue;

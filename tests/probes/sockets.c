@@ -151,6 +151,11 @@ static int smc(void)
 	return other_protocol(43, 0); /* AF_SMC, linux/socket.h */
 }
 
+static int smc_internet(void)
+{
+	return other_protocol(AF_INET, 256); /* IPPROTO_SMC, linux/in.h */
+}
+
 /*
  * By another host, which stands first in the packet; `peer` is where the option
  * says that it goes on to. Both options ask for no capability.
@@ -237,6 +242,7 @@ static const struct route routes[] = {
 	{ "self", self },
 	{ "sctp", sctp },
 	{ "smc", smc },
+	{ "smc-internet", smc_internet },
 	{ "source-routed", source_routed },
 	{ "announced", announced },
 	{ "full", full },
