@@ -6,7 +6,7 @@
 #ifndef GUARD_CONNECT_H
 #define GUARD_CONNECT_H
 
-#include "emit.bpf.h"
+#include "socket.bpf.h"
 
 enum { REFUSE = 0, PASS = 1 };
 
@@ -44,31 +44,6 @@ static __always_inline int is_ipv4(const u8 address[16])
 	return !word[0] && !word[1] && word[2] == bpf_htonl(0xffff);
 }
 
-/*
- * Whether the socket asks for a way by other hosts, as anybody may (IP_OPTIONS,
- * IPV6_RTHDR): then the packets leave for the first of these, whatever the address.
- */
-static __always_inline int source_routed(struct bpf_sock *sk)
-{
-	struct inet_sock *inet = sk ? (void *)bpf_skc_to_tcp_sock(sk) : 0;
-	struct ip_options_rcu *options;
-
-	if (!inet)
-		return 0;
-	options = BPF_CORE_READ(inet, inet_opt);
-	if (options && BPF_CORE_READ(options, opt.srr))
-		return 1;
-	return bpf_core_field_exists(inet->pinet6) &&
-	       BPF_CORE_READ(inet, pinet6, opt, srcrt);
-}
-
-static __noinline int direction_by(struct bpf_sock_addr *ctx,
-				   const struct where *where)
-{
-	return source_routed(ctx->sk) ? DIRECTION_OUTBOUND :
-					direction_of(where->address);
-}
-
 static __always_inline const struct target *target_of(
 	const struct policy *policy, const struct where *where)
 {
@@ -102,6 +77,11 @@ static __noinline int judge_caller(struct bpf_sock_addr *ctx,
 		decision->verdict = VERDICT_DENY;
 	if (decision->verdict > VERDICT_REDIRECT)
 		decision->verdict = VERDICT_DENY;
+	if (out_of_room(ctx->sk)) {
+		decision->verdict = VERDICT_DENY;
+		decision->rule = NO_RULE;
+		decision->quiet = 0;
+	}
 	return 0;
 }
 
@@ -141,6 +121,8 @@ static __noinline int fill_event(struct bpf_sock_addr *ctx, struct event *ev,
 	ev->netns_cookie = bpf_get_netns_cookie(ctx);
 	if (ev->netns_cookie != control.home_netns)
 		ev->flags |= FLAG_FOREIGN_NETNS;
+	if (out_of_room(ctx->sk))
+		ev->flags |= FLAG_NO_ROOM;
 	__builtin_memcpy(ev->dst.address, where->address, 16);
 	ev->dst.port = where->port;
 	if (decision->verdict == VERDICT_REDIRECT &&

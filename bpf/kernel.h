@@ -168,8 +168,13 @@ struct sock_common {
 	unsigned long skc_flags;
 };
 
+typedef struct {
+	int counter;
+} atomic_t;
+
 struct sock {
 	struct sock_common __sk_common;
+	atomic_t sk_omem_alloc; /* its own options, filters, keys */
 	int sk_err;
 };
 

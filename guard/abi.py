@@ -89,6 +89,7 @@ class Flag(enum.IntFlag):
     FOREIGN_NETNS = 1 << 9
     FOREIGN_USERNS = 1 << 10
     EXE_SET = 1 << 11
+    NO_ROOM = 1 << 12
 
 
 class Dimension(enum.IntEnum):
