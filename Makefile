@@ -56,6 +56,10 @@ bench: setup ## the figures of docs/, measured on this machine
 fuzz: setup ## hostile input, guided by coverage; ARGS='policy --seconds 600'
 	@$(PYTHON) -m tests.fuzz $(ARGS)
 
+.PHONY: security
+security: ## write the lists of SECURITY.md from tests/matrix.toml
+	$(PYTHON) -m tests.probes.security
+
 .PHONY: lint
 lint: ## what tests/house checks: style, types, layers
 	$(PYTHON) -m pytest -q tests/house $(ARGS)

@@ -6,7 +6,7 @@
 #ifndef GUARD_CONNECT_H
 #define GUARD_CONNECT_H
 
-#include "emit.bpf.h"
+#include "socket.bpf.h"
 
 enum { REFUSE = 0, PASS = 1 };
 
@@ -63,6 +63,9 @@ static __noinline int judge_caller(struct bpf_sock_addr *ctx,
 	/* Linux 6.1 rounds each frame up to 32 bytes, 512 for the whole chain */
 	BPF_CORE_READ_INTO(&who.uid, cred, euid.val);
 	BPF_CORE_READ_INTO(&who.gid, cred, egid.val);
+	/* not root: the kernel connects where a peer of anybody's tells it to */
+	if (BPF_CORE_READ(current_task(), flags) & PF_KTHREAD)
+		who.uid = who.gid = ~0U;
 	match_caller_exe(policy, slot, &who.rows); /* first: it adds rows */
 	match_unit(policy, slot, &who.rows);
 	decide(policy, slot, &who, where, decision);
@@ -74,6 +77,11 @@ static __noinline int judge_caller(struct bpf_sock_addr *ctx,
 		decision->verdict = VERDICT_DENY;
 	if (decision->verdict > VERDICT_REDIRECT)
 		decision->verdict = VERDICT_DENY;
+	if (out_of_room(ctx->sk)) {
+		decision->verdict = VERDICT_DENY;
+		decision->rule = NO_RULE;
+		decision->quiet = 0;
+	}
 	return 0;
 }
 
@@ -113,6 +121,8 @@ static __noinline int fill_event(struct bpf_sock_addr *ctx, struct event *ev,
 	ev->netns_cookie = bpf_get_netns_cookie(ctx);
 	if (ev->netns_cookie != control.home_netns)
 		ev->flags |= FLAG_FOREIGN_NETNS;
+	if (out_of_room(ctx->sk))
+		ev->flags |= FLAG_NO_ROOM;
 	__builtin_memcpy(ev->dst.address, where->address, 16);
 	ev->dst.port = where->port;
 	if (decision->verdict == VERDICT_REDIRECT &&
@@ -190,7 +200,7 @@ static __noinline int on_connect(struct bpf_sock_addr *ctx, u32 slot,
 		flush_held(conn);
 	set_front(ctx->sk, REPORT_SILENT);
 
-	where->direction = direction_of(where->address);
+	where->direction = direction_by(ctx, where);
 	judge_caller(ctx, policy, slot, where, &decision);
 	count_verdict(decision.verdict, policy->mode, where->direction);
 	refuse = decision.verdict == VERDICT_DENY &&

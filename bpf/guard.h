@@ -64,8 +64,7 @@ enum outcome {
 	OUTCOME_REFUSED = 4,	 /* ECONNREFUSED */
 	OUTCOME_TIMED_OUT = 5,	 /* ETIMEDOUT */
 	OUTCOME_FAILED = 6,	 /* any other error after the SYN */
-	OUTCOME_NOT_SENT =
-		7, /* let pass, but the kernel sent no SYN (no route) */
+	OUTCOME_NOT_SENT = 7,	 /* let pass, but no SYN left (no route) */
 };
 
 /* struct event.flags: what is not whole, and what kind of caller it was. */
@@ -81,7 +80,9 @@ enum event_flag {
 	FLAG_NO_STORAGE =
 		1 << 8, /* socket storage refused: no source port, no end */
 	FLAG_FOREIGN_NETNS = 1 << 9, /* not the guard's own network namespace */
-	FLAG_FOREIGN_USERNS = 1 << 10, /* it may have set the executable itself */
+	FLAG_FOREIGN_USERNS = 1 << 10, /* it may have set its executable */
+	FLAG_EXE_SET = 1 << 11,	       /* it did: set, not executed */
+	FLAG_NO_ROOM = 1 << 12, /* denied: it left no room for its record */
 };
 
 enum dimension {

@@ -20,6 +20,7 @@ typedef unsigned short u16;
 typedef unsigned int u32;
 typedef unsigned long long u64;
 
+#define FMODE_EXEC 0x20	      /* include/linux/fs.h: opened to be executed */
 #define PF_KTHREAD 0x00200000 /* include/linux/sched.h */
 #define AF_INET 2
 #define SOCK_STREAM 1
@@ -76,6 +77,7 @@ struct path {
 };
 
 struct file {
+	unsigned int f_flags;
 	struct path f_path;
 	struct inode *f_inode;
 };
@@ -166,14 +168,40 @@ struct sock_common {
 	unsigned long skc_flags;
 };
 
+typedef struct {
+	int counter;
+} atomic_t;
+
 struct sock {
 	struct sock_common __sk_common;
+	atomic_t sk_omem_alloc; /* its own options, filters, keys */
 	int sk_err;
 };
 
 struct tcp_sock {
 	u64 bytes_sent;
 	u64 bytes_retrans;
+};
+
+struct ip_options {
+	unsigned char srr; /* where the source route stands; 0: none */
+};
+
+struct ip_options_rcu {
+	struct ip_options opt;
+};
+
+struct ipv6_txoptions {
+	void *srcrt; /* a routing header */
+};
+
+struct ipv6_pinfo {
+	struct ipv6_txoptions *opt;
+};
+
+struct inet_sock {
+	struct ipv6_pinfo *pinet6; /* CONFIG_IPV6 */
+	struct ip_options_rcu *inet_opt;
 };
 
 struct mptcp_sock {

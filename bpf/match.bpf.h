@@ -204,8 +204,9 @@ static __always_inline void match_exe(const struct exe_key *key,
 
 /*
  * In a user namespace of its own anybody may say which file is its executable
- * (PR_SET_MM_MAP wants no more than that namespace's CAP_CHECKPOINT_RESTORE), so
- * there no rule that names one matches.
+ * (PR_SET_MM_MAP wants no more than that namespace's CAP_CHECKPOINT_RESTORE), also
+ * for a process outside that shares its memory. So no rule that names one matches
+ * there, nor where the file was not opened to be executed.
  */
 __noinline int match_caller_exe(const struct policy *policy, u32 slot,
 				struct mask *exe)
@@ -219,7 +220,8 @@ __noinline int match_caller_exe(const struct policy *policy, u32 slot,
 	if (!policy || !exe)
 		return 0;
 	fill(exe, &policy->any_exe);
-	if (!file || !only_root_writes(BPF_CORE_READ(file, f_inode)) ||
+	if (!file || !was_executed(file) ||
+	    !only_root_writes(BPF_CORE_READ(file, f_inode)) ||
 	    BPF_CORE_READ(current_task(), cred, user_ns, level))
 		return 0;
 	key_by_inode(&key, slot, BPF_CORE_READ(file, f_inode));

@@ -103,6 +103,15 @@ static __always_inline int put_path(struct event *ev, volatile u16 *len,
 	return walk.whole;
 }
 
+/*
+ * The executable of a process is the file that execve() opened, which no open()
+ * can be taken for, unless PR_SET_MM_MAP put another in its place.
+ */
+static __always_inline int was_executed(struct file *exe)
+{
+	return BPF_CORE_READ(exe, f_flags) & FMODE_EXEC;
+}
+
 static __noinline int put_exe(struct event *ev, struct file *exe)
 {
 	struct inode *inode = BPF_CORE_READ(exe, f_inode);
@@ -111,6 +120,8 @@ static __noinline int put_exe(struct event *ev, struct file *exe)
 	ev->exe_device = BPF_CORE_READ(inode, i_sb, s_dev);
 	ev->exe_generation = BPF_CORE_READ(inode, i_generation);
 	ev->exe_nlink = BPF_CORE_READ(inode, i_nlink);
+	if (!was_executed(exe))
+		ev->flags |= FLAG_EXE_SET;
 	if (!put_path(ev, &ev->exe_len, EXE_LEN, &exe->f_path))
 		ev->flags |= FLAG_EXE_CUT;
 	return 0;

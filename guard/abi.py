@@ -88,6 +88,8 @@ class Flag(enum.IntFlag):
     NO_STORAGE = 1 << 8
     FOREIGN_NETNS = 1 << 9
     FOREIGN_USERNS = 1 << 10
+    EXE_SET = 1 << 11
+    NO_ROOM = 1 << 12
 
 
 class Dimension(enum.IntEnum):

@@ -8,17 +8,16 @@ import ipaddress
 import json
 import os
 import pwd
-import socket
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import click
-import psutil
 
 from guard.abi import Direction, ExeKey, Mode, Verdict
 from guard.errors import NoAccess
+from guard.hosts import is_own, own_addresses
 from guard.kernel import policy_file
 from guard.policy import (
     Caller,
@@ -252,22 +251,12 @@ def _destination(wanted: Wanted) -> Destination:
             f"{printable(str(wanted.to))!r} is no address; names are not looked up",
             param_hint="--to",
         ) from None
-    local = _is_own(to) if wanted.local is None else wanted.local
+    local = wanted.local
+    if local is None:
+        plain = getattr(to, "ipv4_mapped", None) or to
+        local = is_own(str(plain), own_addresses())
     direction = Direction.LOCAL if local else Direction.OUTBOUND
     return Destination(to, wanted.port, direction)
-
-
-def _is_own(to: Address) -> bool:
-    if isinstance(to, ipaddress.IPv6Address) and to.ipv4_mapped:
-        to = to.ipv4_mapped
-    families = (socket.AF_INET, socket.AF_INET6)
-    own = {
-        ipaddress.ip_address(entry.address.split("%")[0])
-        for entries in psutil.net_if_addrs().values()
-        for entry in entries
-        if entry.family in families
-    }
-    return to.is_loopback or to.is_unspecified or to in own
 
 
 def _effect(policy: Policy, destination: Destination, decision: Decision) -> str:

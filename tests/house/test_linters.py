@@ -37,6 +37,7 @@ def test_ruff_would_change_no_layout() -> None:
 def test_types_hold() -> None:
     lint(sys.executable, "-m", "mypy")
     lint(sys.executable, "-m", "mypy", "-p", "tests.lab", "-p", "tests.house")
+    lint(sys.executable, "-m", "mypy", "-p", "tests.probes")
 
 
 def test_clang_format_would_change_nothing() -> None:

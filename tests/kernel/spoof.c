@@ -1,17 +1,20 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
- * spoof FILE ADDRESS PORT [plain]: connect as another executable.
+ * spoof FILE ADDRESS PORT [shared]: connect as another executable.
  *
  * In a user namespace of its own any process may replace what /proc/PID/exe and
  * mm->exe_file name, once nothing of its real executable is mapped any more:
- * prctl(2), PR_SET_MM_MAP. So this goes on from an anonymous page. The exit status
- * is 0 or the errno of the connect(); 99 is for what failed before.
+ * prctl(2), PR_SET_MM_MAP. So this goes on from an anonymous page. With
+ * `shared` it is a child with the same memory that enters the namespace and does
+ * so: who connects never was in one. The exit status is 0 or the errno of the
+ * connect(); 99 is for what failed before.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <fcntl.h>
 #include <linux/prctl.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,7 +27,8 @@ struct job {
 	unsigned long from, to;
 	struct prctl_mm_map map;
 	struct sockaddr_in peer;
-	int sock;
+	int sock, shared;
+	volatile long failed;
 };
 
 static inline __attribute__((always_inline)) long call(long number, long a, long b,
@@ -44,12 +48,22 @@ static inline __attribute__((always_inline)) long call(long number, long a, long
 /* Runs from the anonymous page: no call, no data of the executable. */
 static __attribute__((noinline)) void go_on(struct job *job)
 {
-	long result = call(SYS_munmap, job->from, job->to - job->from, 0, 0);
+	long child = 0, result;
 
-	if (!result)
-		result = call(SYS_prctl, PR_SET_MM, PR_SET_MM_MAP, (long)&job->map,
-			      sizeof(job->map));
-	if (result)
+	if (job->shared)
+		child = call(SYS_clone, CLONE_VM | CLONE_VFORK | SIGCHLD, 0, 0, 0);
+	if (!child) {
+		result = call(SYS_unshare, CLONE_NEWUSER, 0, 0, 0);
+		if (!result)
+			result = call(SYS_munmap, job->from, job->to - job->from, 0, 0);
+		if (!result)
+			result = call(SYS_prctl, PR_SET_MM, PR_SET_MM_MAP,
+				      (long)&job->map, sizeof(job->map));
+		job->failed = result;
+		if (job->shared)
+			call(SYS_exit_group, 0, 0, 0, 0);
+	}
+	if (child < 0 || job->failed)
 		call(SYS_exit_group, 99, 0, 0, 0);
 	result = call(SYS_connect, job->sock, (long)&job->peer, sizeof(job->peer), 0);
 	call(SYS_exit_group, -result, 0, 0, 0);
@@ -91,8 +105,8 @@ int main(int argc, char **argv)
 	struct job *job;
 	char *page;
 
-	if (argc < 4 || unshare(CLONE_NEWUSER))
-		fail("unshare");
+	if (argc < 4)
+		return 99;
 	page = mmap(0, 65536, PROT_READ | PROT_WRITE | PROT_EXEC,
 		    MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (page == MAP_FAILED)
@@ -109,6 +123,7 @@ int main(int argc, char **argv)
 	job->peer.sin_family = AF_INET;
 	job->peer.sin_port = htons(atoi(argv[3]));
 	inet_pton(AF_INET, argv[2], &job->peer.sin_addr);
+	job->shared = argc > 4;
 	job->sock = socket(AF_INET, SOCK_STREAM, 0);
 	((void (*)(struct job *))page)(job);
 }

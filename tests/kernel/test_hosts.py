@@ -95,6 +95,21 @@ def test_the_kernel_tells_of_addresses(world: World) -> None:
         news.close()
 
 
+def test_an_address_of_a_link_that_is_down_is_nobodys(world: World) -> None:
+    """Its address stays, but its route is gone; without a carrier it is there."""
+    ip("link", "add", "idle0", "type", "veth", "peer", "name", "idle1")
+    try:
+        ip("addr", "add", f"{NEW4}/32", "dev", "idle0", "label", "idle0:1")
+        assert NEW4 not in own_addresses()
+        news = AddressNews()
+        ip("link", "set", "idle0", "up")
+        assert select.select([news], [], [], 10)[0] == [news]
+        news.close()
+        assert {NEW4, HOST4, "127.0.0.1"} <= own_addresses()
+    finally:
+        ip("link", "del", "idle0")
+
+
 def test_a_link_local_address_of_one_link_is_nobody_on_another(
     world: World, watch: Watch
 ) -> None:

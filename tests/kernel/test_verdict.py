@@ -143,7 +143,7 @@ def test_an_empty_slot_denies(judge: Judge, open_policy: abi.Question) -> None:
     other = 1 - guard.slot
     for table in ("exes", "numbers", "units", "prefixes"):
         assert guard.map(table).key_size
-    guard._purge(other)
+    guard._purge()
     zero(guard, "policies", [other], guard.map("policies").value_size)
     open_policy.slot = other
     assert judge.answer(open_policy)[0] is Verdict.DENY
