@@ -12,14 +12,14 @@ BPF_FLAGS := -O2 -g -target bpf -mcpu=v3 -D__TARGET_ARCH_$(BPF_ARCH) -Wall -Werr
 ARGS ?=
 
 ifneq ($(shell id -u),0)
-ifneq ($(filter setup run test demo bench fuzz,$(MAKECMDGOALS)),)
+ifneq ($(filter setup run test test-vm demo bench fuzz,$(MAKECMDGOALS)),)
 $(error must be run as root, it works on the kernel: sudo make $(MAKECMDGOALS))
 endif
 endif
 
 .PHONY: help
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
 .PHONY: setup
 setup: ## all that is needed, on a fresh Debian 12 machine
@@ -43,6 +43,10 @@ run: setup ## watch this host: guardd in observe mode, findings as they come
 .PHONY: test
 test: setup ## all tests
 	$(PYTHON) -m pytest $(ARGS)
+
+.PHONY: test-vm
+test-vm: setup ## in guests: other kernels, systemd; ARGS='-k object-loads'
+	$(PYTHON) -m pytest tests/vm $(ARGS)
 
 .PHONY: demo
 demo: setup ## a rogue script against a mail host, in network namespaces

@@ -22,6 +22,8 @@ packages+=(
 	php-cli postfix python3-aiosmtpd python3-hypothesis python3-pytest
 	shellcheck strace swaks systemd util-linux
 )
+# What tests/vm makes and runs guests with.
+packages+=(e2fsprogs mmdebstrap qemu-system-x86)
 # Not in Debian 12. Pinned: a new release must not turn a build red by itself.
 ruff=0.17.5
 

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""For scenarios with systemd: a network, guardd and rogues as units of its own.
+
+The guest is the test's, so here the guard is where a mail host has it: at the root
+of the cgroup tree, under its usual pins, in the guest's own journal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tests.kernel.world import HOST_NETWORK, MX4, MX_NETWORK
+from tests.lab.lab import wait_until
+
+UNITS = Path("/run/systemd/system")
+POLICY = Path("/etc/smtp-guard/policy.toml")
+ENFORCE = 'mode = "enforce"\n'
+GUARDD = f"""\
+[Service]
+Type=notify
+NotifyAccess=all
+ExecStart=/opt/smtp-guard/tests/vm/inside/guardd --policy {POLICY}
+ExecReload=kill -HUP $MAINPID
+"""
+ROGUE = f"""\
+import socket
+with socket.socket() as client:
+    raise SystemExit(client.connect_ex(("{MX4}", 25)))
+"""
+
+
+def shell(*argv: str | Path) -> str:
+    """Run a program that must end with 0, and give what it printed."""
+    done = subprocess.run(argv, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{argv} ended with {done.returncode}\n{done.stderr}")
+    return done.stdout
+
+
+@contextlib.contextmanager
+def mail_exchanger() -> Iterator[None]:
+    """Have another host, a namespace, that takes connections to MX4's port 25."""
+    shell("ip", "netns", "add", "mx")
+    subprocess.run(
+        ["ip", "-b", "-"], input=HOST_NETWORK.format(mx="mx"), text=True, check=True
+    )
+    subprocess.run(
+        ["ip", "-n", "mx", "-b", "-"], input=MX_NETWORK, text=True, check=True
+    )
+    argv = ["ip", "netns", "exec", "mx", sys.executable, "-m", "http.server"]
+    server = subprocess.Popen(
+        [*argv, "--bind", MX4, "25"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.STDOUT,
+    )
+    listening = ["ss", "-N", "mx", "-Hltn", "sport", "=", "25"]
+    try:
+        wait_until(lambda: shell(*listening), "the server", 60)
+        yield
+    finally:
+        server.kill()
+        server.wait()
+
+
+def unit(name: str, text: str) -> None:
+    """Write a unit for this boot."""
+    UNITS.mkdir(parents=True, exist_ok=True)
+    (UNITS / name).write_text(text)
+    shell("systemctl", "daemon-reload")
+
+
+def start_guardd(policy: str = ENFORCE) -> None:
+    """Put a policy in force, with guardd as systemd starts it."""
+    POLICY.parent.mkdir(exist_ok=True)
+    POLICY.write_text(policy)
+    unit("smtp-guard.service", GUARDD)
+    shell("systemctl", "start", "smtp-guard.service")
+
+
+def rogue(name: str) -> int:
+    """Connect to MX4 in a unit of its own; give the errno, 0 is a connection."""
+    program = UNITS / f"{name}.py"
+    unit(
+        f"{name}.service",
+        f"[Service]\nType=oneshot\nExecStart={sys.executable} {program}\n",
+    )
+    program.write_text(ROGUE)
+    subprocess.run(["systemctl", "start", f"{name}.service"], stderr=subprocess.DEVNULL)
+    return int(shell("systemctl", "show", "-P", "ExecMainStatus", f"{name}.service"))
+
+
+def who_connected(*options: str) -> list[dict[str, Any]]:
+    """Ask guardctl until it has an answer, and give its findings."""
+
+    def ask() -> list[dict[str, Any]]:
+        argv = ["guardctl", "who-connected", "--json", *options]
+        done = subprocess.run(argv, capture_output=True, text=True)
+        assert done.returncode in (0, 1), done  # 1: nothing found
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    return wait_until(ask, f"an answer to who-connected {options}", 60)
