@@ -330,12 +330,10 @@ def compare(about: dict[str, Any], pin_dir: Path) -> Check:
     kind = about.get("kind", "off")
     if kind not in _BACKENDS:
         why = about.get("why") or "loaded by a version without one"
-        return Check(
-            "backstop",
-            State.WARN if about.get("lacking") else State.NOTE,
-            f"no second lock: {why}",
-            'kind = "nftables" in [backstop], then guardctl policy apply',
-        )
+        if not about.get("lacking"):
+            return Check("backstop", State.GOOD, f"none: {why}")
+        remedy = "guardctl doctor tells what this host has; kind in [backstop]"
+        return Check("backstop", State.WARN, f"no second lock: {why}", remedy)
     try:
         state = _BACKENDS[kind](table_name(pin_dir)).state()
     except BackstopError as error:
