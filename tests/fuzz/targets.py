@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from guard import filewatch, ringbuf
+from guard import abi, filewatch, ringbuf
 from guard.cli.output import Table, as_json, cut, cut_front
 from guard.errors import BadQuery, GuardError, JournalError, PolicyError, TornEvent
 from guard.event import unpack_event
@@ -52,17 +52,24 @@ def survives(target: Callable[[bytes], None], data: bytes) -> None:
 
 # ---- what the kernel gives
 
-_naming = Naming()
+NAMING = Naming()
+
+
+def of_this_version(data: bytes) -> bytes:
+    """Give an event the version of today, so that a kept one goes on being of use."""
+    if data[:2] == b"\xff\xff":  # one that is of another
+        return data
+    return abi.ABI.to_bytes(2, "little") + data[2:]
 
 
 def event(data: bytes) -> None:
     """One sample of the ring: torn, or a finding that the journal gives back."""
     try:
-        made = unpack_event(data)
+        made = unpack_event(of_this_version(data))
     except TornEvent as error:
         assert error.exit_status == 65
         raise
-    finding = _naming.finding(made)
+    finding = NAMING.finding(made)
     assert journalled(finding) == finding
     _harmless(finding)
 
