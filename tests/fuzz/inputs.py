@@ -104,9 +104,22 @@ cgroups = st.lists(
     max_size=8,
 ).map(b"".join)
 
+_ends = st.sampled_from([b"\xcb\0\x71\x09", b"\x7f\0\0\1"])
+_ends16 = st.sampled_from([bytes(10) + b"\xff\xff\1\2\3\4", b"\xfe\x80" + bytes(14)])
+_ipv4 = st.tuples(
+    *(st.binary(min_size=size, max_size=size) for size in (5, 2, 1)), _ends, _ends
+).map(lambda p: b"\x45" + p[0] + p[1] + p[2] + b"\x06" + bytes(2) + p[3] + p[4])
+_ipv6 = st.tuples(
+    st.sampled_from([0, 6, 43, 44, 59, 60]), _ends16, _ends16, st.binary(max_size=40)
+).map(lambda p: b"\x60" + bytes(5) + bytes([p[0], 64]) + p[1] + p[2] + p[3])
+packets = st.tuples(
+    st.sampled_from([b"", bytes(14), bytes(18)]), _ipv4 | _ipv6, st.binary(max_size=24)
+).map(b"".join)
+
 STRUCTURED: dict[str, st.SearchStrategy[bytes]] = {
     "event": events(),
     "ring": _samples,
+    "packet": packets,
     "about": records,
     "cgroup": cgroups,
     "entry": entries,

@@ -7,6 +7,7 @@ other exception is a bug, and so is what it asserts.
 
 from __future__ import annotations
 
+import ipaddress
 import mmap
 import os
 import random
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from guard import abi, filewatch, ringbuf
+from guard.backstop.packet import unpack_head
 from guard.cli.output import Table, as_json, cut, cut_front
 from guard.errors import BadQuery, GuardError, JournalError, PolicyError, TornEvent
 from guard.event import unpack_event
@@ -99,6 +101,14 @@ def ring(data: bytes) -> None:
     finally:
         reader.close()
     assert given <= len(data) + 2 * -(-len(data) // mmap.PAGESIZE) * mmap.PAGESIZE
+
+
+def packet(data: bytes) -> None:
+    """The first bytes of a packet, which its sender chose: a head of TCP, or none."""
+    head = unpack_head(data)
+    for host, port in (head.src, head.dst) if head else ():
+        assert str(ipaddress.ip_address(host)) == host and 0 <= port < 1 << 16
+        assert abi.unpack_address(abi.pack_address(host)) == host
 
 
 def about(data: bytes) -> None:
@@ -284,7 +294,7 @@ def text(data: bytes) -> None:
 TARGETS: dict[str, Callable[[bytes], None]] = {
     target.__name__: target
     for target in (
-        *(event, ring, about, inotify, cgroup),
+        *(event, ring, packet, about, inotify, cgroup),
         *(entry, verbs),
         *(policy, question, arguments, finding, text),
     )
