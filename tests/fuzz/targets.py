@@ -105,10 +105,13 @@ def ring(data: bytes) -> None:
 
 def packet(data: bytes) -> None:
     """The first bytes of a packet, which its sender chose: a head of TCP, or none."""
-    head = unpack_head(data)
-    for host, port in (head.src, head.dst) if head else ():
-        assert str(ipaddress.ip_address(host)) == host and 0 <= port < 1 << 16
-        assert abi.unpack_address(abi.pack_address(host)) == host
+    for framed in (False, True):
+        head = unpack_head(data, framed)
+        for host, port in (head.src, head.dst) if head else ():
+            assert str(ipaddress.ip_address(host)) == host and 0 <= port < 1 << 16
+            assert abi.unpack_address(abi.pack_address(host)) == host
+    tcp = unpack_head(data[14:]) if data[12:14] in (b"\x08\x00", b"\x86\xdd") else None
+    assert tcp is None or unpack_head(data, framed=True) == tcp
 
 
 def about(data: bytes) -> None:
