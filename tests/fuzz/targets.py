@@ -157,8 +157,10 @@ def fields_of(data: bytes) -> list[dict[str, Any]]:
         text = name.decode("utf-8", "replace")
         if text in entries[-1]:
             before = entries[-1][text]
-            value = [*before, value] if isinstance(before, list) else [before, value]
-        entries[-1][text] = value
+            given = before if isinstance(before, list) else [before]
+            entries[-1][text] = [*given, value]
+        else:
+            entries[-1][text] = value
     return [entry for entry in entries if entry]
 
 
