@@ -276,9 +276,9 @@ def arguments(data: bytes) -> None:
         return
     argv = [os.fsdecode(word) for word in data[1:].split(b"\0")]
     verb = verbs[data[0] % len(verbs)]
-    # nothing that acts on this host, nothing that goes on for ever
-    acts = {"load", "unload", "apply", "watch", "--follow"}
-    guardctl(*verb, *(word for word in argv if word not in acts))
+    # nothing that acts on this host, goes on for ever, or reads its real journal
+    not_here = {"load", "unload", "apply", "watch", "--follow", "who-connected", "plan"}
+    guardctl(*verb, *(word for word in argv if word not in not_here))
 
 
 def finding(data: bytes) -> None:
