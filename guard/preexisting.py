@@ -86,7 +86,10 @@ def _is_known(guard: Guard, connection: Connection) -> bool:
 
 
 def _plain(end: tuple[str, int]) -> tuple[str, int]:
-    return end[0].removeprefix("::ffff:"), end[1]
+    """Give an end as findings have it: a mapped IPv4 address as IPv4."""
+    ipv4 = end[0].removeprefix("::ffff:")
+    # ::ffff:0:102:304 is none, and anybody may have one in a namespace of his own
+    return end[0] if ":" in ipv4 else ipv4, end[1]
 
 
 class _Judge:

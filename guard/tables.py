@@ -293,6 +293,7 @@ _RECORD: dict[str, type | tuple[type, ...]] = {
     "told": dict,
     "changed": list,
     "backstop": dict,
+    "before": dict,
 }
 
 

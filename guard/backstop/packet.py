@@ -16,9 +16,8 @@ _FRAGMENT = 44
 # Extension headers with a length of their own: RFC 8200 section 4, RFC 4302 not
 _EXTENSIONS = (0, 43, 60)
 _MOST_EXTENSIONS = 8
-# An Ethernet header, with a VLAN tag or without, stands before what is met at an
-# interface's egress; elsewhere the IP header is first.
-_STARTS = (0, 14, 18)
+# EtherTypes: linux/if_ether.h
+_IP, _TAGS = (b"\x08\x00", b"\x86\xdd"), (b"\x81\x00", b"\x88\xa8")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +28,23 @@ class Head:
     dst: tuple[str, int]
 
 
-def unpack_head(raw: bytes) -> Head | None:
-    """Read addresses and ports; None: these bytes are no head of a TCP packet."""
-    for start in _STARTS:
-        head = _ipv4(raw[start:]) or _ipv6(raw[start:])
-        if head:
-            return head
-    return None
+def unpack_head(raw: bytes, framed: bool = False) -> Head | None:
+    """Read addresses and ports; None: these bytes are no head of a TCP packet.
+
+    framed: an Ethernet header may stand first, as at an interface's egress. Its
+    type says so, never a look at what comes out: who makes frames chooses hardware
+    addresses that read like the head of another packet.
+    """
+    start = _frame(raw) if framed else 0
+    head = _ipv4(raw[start:]) or _ipv6(raw[start:])
+    return head or _ipv4(raw) or _ipv6(raw)
+
+
+def _frame(raw: bytes) -> int:
+    """Give the length of an Ethernet header; 0: an interface without one."""
+    if raw[12:14] in _IP:
+        return 14
+    return 18 if raw[12:14] in _TAGS and raw[16:18] in _IP else 0
 
 
 def _ipv4(raw: bytes) -> Head | None:

@@ -109,7 +109,7 @@ class Witness:
         self._windows.clear()
 
     def _on_packet(self, logged: Logged) -> None:
-        head = unpack_head(logged.raw) or _NOWHERE
+        head = unpack_head(logged.raw, logged.chain == "egress") or _NOWHERE
         now = time.monotonic()
         if now >= self._ends_at:
             self._end_window()

@@ -13,7 +13,7 @@ from guard.force import bring_up, only_one
 from guard.kernel import find_cgroup2
 from guard.policy import DEFAULT_FILE
 from guard.preexisting import Before
-from guard.text import json_text
+from guard.text import json_text, printable_lines
 
 _EXAMPLES = """\b
 Examples:
@@ -61,4 +61,4 @@ def command(pin_dir: Path, policy: Path, cgroup: Path | None, as_json: bool) -> 
 
 def _say(kind: Kind, text: str, as_json: bool) -> None:
     row = {"kind": kind.value, "message": text}
-    click.echo(json_text(row) if as_json else text)
+    click.echo(json_text(row) if as_json else printable_lines(text))

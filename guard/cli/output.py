@@ -177,6 +177,7 @@ _WORDS = {
     Kind.REDIRECTED: "redirected",
     Kind.ALLOWED: "allowed",
     Kind.LOCAL: "local",
+    Kind.BACKSTOP: "backstop",
 }
 WIDE = 120  # columns of a terminal that has room for outcome and unit
 

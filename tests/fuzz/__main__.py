@@ -29,10 +29,10 @@ def python() -> Path | None:
     program = PLACE / "bin/python"
     try:
         if not program.exists():
-            make = [sys.executable, "-m", "venv", "--system-site-packages", PLACE]
+            make = [sys.executable, "-m", "venv", "--system-site-packages", str(PLACE)]
             subprocess.run(make, check=True)
         if subprocess.run([program, "-c", "import atheris"], stderr=-3).returncode:
-            install = [program, "-m", "pip", "install", "-q", "--no-deps", ATHERIS]
+            install = [str(program), "-m", "pip", "install", "-q", "--no-deps", ATHERIS]
             subprocess.run([*install, "--retries", "1"], check=True)
     except (OSError, subprocess.CalledProcessError) as error:
         print(f"fuzz: no {ATHERIS} to be had: {error}", file=sys.stderr)
@@ -49,7 +49,7 @@ def hunt(program: Path, name: str, seconds: int) -> bool:
         found.mkdir()
         broke.mkdir()
         done = subprocess.run(
-            [program, "-m", "tests.fuzz.guided", name, found, folder]
+            [str(program), "-m", "tests.fuzz.guided", name, str(found), str(folder)]
             + [f"-max_total_time={seconds}", f"-timeout={SECONDS}", "-max_len=4096"]
             + [f"-rss_limit_mb={MEGABYTES}", f"-artifact_prefix={broke}/"],
             cwd=CHECKOUT,

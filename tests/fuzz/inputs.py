@@ -104,9 +104,35 @@ cgroups = st.lists(
     max_size=8,
 ).map(b"".join)
 
+_ends = st.sampled_from([b"\xcb\0\x71\x09", b"\x7f\0\0\1"])
+_ends16 = st.sampled_from([bytes(10) + b"\xff\xff\1\2\3\4", b"\xfe\x80" + bytes(14)])
+_ipv4 = st.tuples(
+    st.just(b"\x45"),
+    st.binary(min_size=5, max_size=5),
+    st.sampled_from([bytes(2), b"\0\1"]),
+    st.just(b"\x40\x06\0\0"),
+    _ends,
+    _ends,
+).map(b"".join)
+_next = st.sampled_from([b"\0", b"\x06", b"\x2b", b"\x2c", b"\x3b", b"\x3c"])
+_ipv6 = st.tuples(
+    st.just(b"\x60" + bytes(5)),
+    _next,
+    st.just(b"\x40"),
+    _ends16,
+    _ends16,
+    st.binary(max_size=40),
+).map(b"".join)
+_frames = st.sampled_from(
+    [b"", b"\x45" + bytes(8) + b"\x06" + bytes(2) + b"\x08\0", bytes(12) + b"\x86\xdd"]
+    + [bytes(12) + b"\x81\0\0\5\x08\0"]
+)
+packets = st.tuples(_frames, _ipv4 | _ipv6, st.binary(max_size=24)).map(b"".join)
+
 STRUCTURED: dict[str, st.SearchStrategy[bytes]] = {
     "event": events(),
     "ring": _samples,
+    "packet": packets,
     "about": records,
     "cgroup": cgroups,
     "entry": entries,

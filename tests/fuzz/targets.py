@@ -7,6 +7,7 @@ other exception is a bug, and so is what it asserts.
 
 from __future__ import annotations
 
+import ipaddress
 import mmap
 import os
 import random
@@ -16,7 +17,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from guard import filewatch, ringbuf
+from guard import abi, filewatch, ringbuf
+from guard.backstop.packet import unpack_head
 from guard.cli.output import Table, as_json, cut, cut_front
 from guard.errors import BadQuery, GuardError, JournalError, PolicyError, TornEvent
 from guard.event import unpack_event
@@ -52,17 +54,24 @@ def survives(target: Callable[[bytes], None], data: bytes) -> None:
 
 # ---- what the kernel gives
 
-_naming = Naming()
+NAMING = Naming()
+
+
+def of_this_version(data: bytes) -> bytes:
+    """Give an event the version of today, so that a kept one goes on being of use."""
+    if data[:2] == b"\xff\xff":  # one that is of another
+        return data
+    return abi.ABI.to_bytes(2, "little") + data[2:]
 
 
 def event(data: bytes) -> None:
     """One sample of the ring: torn, or a finding that the journal gives back."""
     try:
-        made = unpack_event(data)
+        made = unpack_event(of_this_version(data))
     except TornEvent as error:
         assert error.exit_status == 65
         raise
-    finding = _naming.finding(made)
+    finding = NAMING.finding(made)
     assert journalled(finding) == finding
     _harmless(finding)
 
@@ -92,6 +101,17 @@ def ring(data: bytes) -> None:
     finally:
         reader.close()
     assert given <= len(data) + 2 * -(-len(data) // mmap.PAGESIZE) * mmap.PAGESIZE
+
+
+def packet(data: bytes) -> None:
+    """The first bytes of a packet, which its sender chose: a head of TCP, or none."""
+    for framed in (False, True):
+        head = unpack_head(data, framed)
+        for host, port in (head.src, head.dst) if head else ():
+            assert str(ipaddress.ip_address(host)) == host and 0 <= port < 1 << 16
+            assert abi.unpack_address(abi.pack_address(host)) == host
+    tcp = unpack_head(data[14:]) if data[12:14] in (b"\x08\x00", b"\x86\xdd") else None
+    assert tcp is None or unpack_head(data, framed=True) == tcp
 
 
 def about(data: bytes) -> None:
@@ -137,8 +157,10 @@ def fields_of(data: bytes) -> list[dict[str, Any]]:
         text = name.decode("utf-8", "replace")
         if text in entries[-1]:
             before = entries[-1][text]
-            value = [*before, value] if isinstance(before, list) else [before, value]
-        entries[-1][text] = value
+            given = before if isinstance(before, list) else [before]
+            entries[-1][text] = [*given, value]
+        else:
+            entries[-1][text] = value
     return [entry for entry in entries if entry]
 
 
@@ -254,9 +276,9 @@ def arguments(data: bytes) -> None:
         return
     argv = [os.fsdecode(word) for word in data[1:].split(b"\0")]
     verb = verbs[data[0] % len(verbs)]
-    # nothing that acts on this host, nothing that goes on for ever
-    acts = {"load", "unload", "apply", "watch", "--follow"}
-    guardctl(*verb, *(word for word in argv if word not in acts))
+    # nothing that acts on this host, goes on for ever, or reads its real journal
+    not_here = {"load", "unload", "apply", "watch", "--follow", "who-connected", "plan"}
+    guardctl(*verb, *(word for word in argv if word not in not_here))
 
 
 def finding(data: bytes) -> None:
@@ -277,7 +299,7 @@ def text(data: bytes) -> None:
 TARGETS: dict[str, Callable[[bytes], None]] = {
     target.__name__: target
     for target in (
-        *(event, ring, about, inotify, cgroup),
+        *(event, ring, packet, about, inotify, cgroup),
         *(entry, verbs),
         *(policy, question, arguments, finding, text),
     )

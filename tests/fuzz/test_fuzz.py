@@ -11,7 +11,7 @@ from tests.fuzz.inputs import inputs, seeds
 from tests.fuzz.targets import CORPUS, TARGETS, survives
 
 # An example costs some milliseconds where verbs are run or policies compared.
-EXAMPLES = {"verbs": 150, "policy": 250, "arguments": 150, "finding": 150}
+EXAMPLES = {"verbs": 100, "policy": 200, "arguments": 80, "finding": 100}
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -29,7 +29,7 @@ def test_kept_inputs(name: str) -> None:
 @pytest.mark.parametrize("name", TARGETS)
 def test_made_up_inputs(name: str) -> None:
     @settings(
-        max_examples=EXAMPLES.get(name, 600),
+        max_examples=EXAMPLES.get(name, 400),
         derandomize=True,
         database=None,
         suppress_health_check=list(HealthCheck),

@@ -36,7 +36,13 @@ def test_ruff_would_change_no_layout() -> None:
 
 def test_types_hold() -> None:
     lint(sys.executable, "-m", "mypy")
-    for package in ("tests.lab", "tests.house", "tests.probes", "tests.vm"):
+    for package in (
+        "tests.lab",
+        "tests.house",
+        "tests.probes",
+        "tests.vm",
+        "tests.fuzz",
+    ):
         lint(sys.executable, "-m", "mypy", "-p", package)
 
 
