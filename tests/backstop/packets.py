@@ -15,7 +15,7 @@ from tests.kernel.world import SMTP, World
 ETH_P_IP, ETH_P_IPV6, ETH_P_ARP, ETH_P_8021Q = 0x0800, 0x86DD, 0x0806, 0x8100
 SOL_PACKET, PACKET_QDISC_BYPASS = 263, 20
 IPPROTO_RAW, IPPROTO_FRAGMENT, TCP = 255, 44, 6
-SYN = 0x02
+SYN, PSH, ACK, URG, ECE, CWR = 0x02, 0x08, 0x10, 0x20, 0x40, 0x80
 MORE = 0x2000  # fragments, of IPv4
 
 
@@ -72,6 +72,16 @@ class Syn:
         """Make the packet."""
         return self.ip(self.tcp())
 
+    def with_options(self) -> bytes:
+        """Make it with what may stand between the IP and the TCP header."""
+        tcp = self.tcp()
+        if self.version6:  # padding as destination options, RFC 8200 section 4.6
+            packet = self.ip(struct.pack("!BBBBI", TCP, 0, 1, 4, 0) + tcp)
+            return packet[:6] + bytes([60]) + packet[7:]
+        packet = self.ip(bytes([1, 1, 1, 0]) + tcp)  # no operation, end: RFC 791
+        head = bytes([0x46]) + packet[1:10] + bytes(2) + packet[12:24]
+        return head[:10] + struct.pack("!H", _sum(head)) + head[12:] + tcp
+
     def pieces(self) -> list[bytes]:
         """Cut it after the ports and the number: the flags come in the second."""
         tcp = self.tcp()
@@ -110,10 +120,16 @@ class Frames:
     @classmethod
     def of(cls, world: World) -> Frames:
         """Look up the ends of the veth pair."""
-        with world.inside(world.host), socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as sock:
+        with (
+            world.inside(world.host),
+            socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as sock,
+        ):
             sock.bind(("host0", 0))
             here = sock.getsockname()[4]
-        with world.inside(world.mx), socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as sock:
+        with (
+            world.inside(world.mx),
+            socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as sock,
+        ):
             sock.bind(("mx0", 0))
             return cls(here, sock.getsockname()[4])
 
