@@ -196,7 +196,8 @@ class Ground:
 
     def free(self, function: Callable[[], Any]) -> Done:
         """Do it where the first lock is not."""
-        return self.world.act(function, self.world.free)
+        with self.world.inside(self.world.host):
+            return self.world.act(function, self.world.free)
 
     @contextlib.contextmanager
     def wire(self) -> Iterator[Wire]:
