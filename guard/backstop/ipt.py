@@ -88,6 +88,9 @@ def _rule(wanted: dict[str, Any], family: str) -> Any:
     for attribute, key in (("src", "src"), ("dst", "dst"), ("out_interface", "out")):
         if wanted[key]:
             setattr(rule, attribute, wanted[key])
+    if family == "6" and wanted["out"]:
+        # python-iptables 1.0.1 compares one bit of each letter: to it tun0 is lo
+        rule.entry.ipv6.outiface_mask = b"\xff" * (len(wanted["out"].lstrip("!")) + 1)
     for name, parameters in wanted["matches"]:
         match = rule.create_match(name)
         for parameter, value in parameters.items():
