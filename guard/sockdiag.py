@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import io
 import json
 import os
 import re
@@ -21,7 +22,7 @@ import sys
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 
@@ -40,6 +41,7 @@ _CLONE_NEWNET = 0x40000000
 ESTABLISHED, SYN_SENT, CLOSE_WAIT, _LISTEN = 1, 2, 8, 10
 _OPEN = 1 << ESTABLISHED | 1 << SYN_SENT | 1 << CLOSE_WAIT
 _SECONDS = 60.0  # for the process; 10,000 connections take it two
+T = TypeVar("T")
 _HEADER = struct.Struct("=IHHII")  # struct nlmsghdr
 
 
@@ -80,8 +82,7 @@ def connections(ports: Collection[int]) -> list[Connection]:
     A namespace counts when a process is in it. Connections that were accepted,
     from a peer with such a port, are left out. Raises SockDiagError.
     """
-    rows = _ask({"list": sorted(ports)})
-    return [_connection(row) for row in rows]
+    return list(_ask({"list": sorted(ports)}, _connection))
 
 
 def destroy(ends: Iterable[Connection]) -> list[int]:
@@ -91,12 +92,13 @@ def destroy(ends: Iterable[Connection]) -> list[int]:
     EOPNOTSUPP: the kernel is without INET_DIAG_DESTROY. EPERM: CAP_NET_ADMIN is
     missing. Raises SockDiagError.
     """
-    return [int(number) for number in _ask({"end": [asdict(end) for end in ends]})]
+    return list(_ask({"end": [asdict(end) for end in ends]}, int))
 
 
-def _ask(question: dict[str, Any]) -> list[Any]:
-    """Have the other process answer. -P: nothing is imported from the folder it
-    happens to be in.
+def _ask(question: dict[str, Any], make: Callable[[Any], T]) -> Iterator[T]:
+    """Have the other process answer, a line each: 10,000 take much memory at once.
+
+    -P: nothing is imported from the folder that this happens to be in.
     """
     try:
         done = subprocess.run(
@@ -109,10 +111,10 @@ def _ask(question: dict[str, Any]) -> list[Any]:
         if done.returncode:
             last = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
             raise SockDiagError(last or f"wait status {done.returncode}")
-        answer: list[Any] = json.loads(done.stdout)
+        for line in io.BytesIO(done.stdout):
+            yield make(json.loads(line))
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         raise SockDiagError(str(error)) from None
-    return answer
 
 
 def _connection(row: dict[str, Any]) -> Connection:
@@ -319,7 +321,8 @@ _VERBS: dict[str, Callable[[list[Any]], list[Any]]] = {
 def main() -> None:
     """Answer the one question on standard input, on standard output."""
     ((verb, argument),) = json.load(sys.stdin).items()
-    json.dump(_VERBS[verb](argument), sys.stdout)
+    for answer in _VERBS[verb](argument):
+        print(json.dumps(answer))
 
 
 if __name__ == "__main__":

@@ -119,7 +119,7 @@ def test_one_made_since_is_not_older(site: Site) -> None:
     assert site.load().status == 0
     with holding(site.world.guarded, MX4, SMTP) as holder:
         # judged by the rule that it had then, not by the one of now
-        assert not survey(told.start.guard, told.start.policy)
+        assert not list(survey(told.start.guard, told.start.policy))
         told.before.begin()
         assert holder.fate() == "alive"
 
