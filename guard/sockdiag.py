@@ -68,12 +68,19 @@ def is_any_open(ports: Collection[int]) -> bool:
     peers = "|".join(f"{port:04X}" for port in ports)
     states = "|".join(f"{state:02X}" for state in (ESTABLISHED, SYN_SENT, CLOSE_WAIT))
     row = re.compile(rf":(?:{peers}) (?:{states}) ".encode())  # proc(5), /proc/net/tcp
-    for pid in _namespaces().values():
-        for table in ("tcp", "tcp6"):
-            with contextlib.suppress(OSError):
-                if row.search(Path(f"/proc/{pid}/net/{table}").read_bytes()):
-                    return True
-    return False
+    return any(row.search(_tables(pids)) for pids in _namespaces().values())
+
+
+def _tables(pids: list[int]) -> bytes:
+    """Read what the first that is still there shows of its network namespace."""
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            net = Path(f"/proc/{pid}/net")
+            six = net / "tcp6"  # missing where IPv6 is off
+            return (net / "tcp").read_bytes() + (
+                six.read_bytes() if six.exists() else b""
+            )
+    return b""
 
 
 def connections(ports: Collection[int]) -> list[Connection]:
@@ -128,34 +135,48 @@ def _connection(row: dict[str, Any]) -> Connection:
 # ---- what the other process does
 
 
-def _namespaces() -> dict[int, int]:
-    """Give a process of each network namespace, by the namespace's inode."""
-    found: dict[int, int] = {}
+def _namespaces() -> dict[int, list[int]]:
+    """Give the processes of each network namespace, by the namespace's inode.
+
+    All of them: the first may have ended when it is its turn.
+    """
+    found: dict[int, list[int]] = {}
     for pid in psutil.pids():
         with contextlib.suppress(OSError):  # it ended
-            found.setdefault(os.stat(f"/proc/{pid}/ns/net").st_ino, pid)
+            found.setdefault(os.stat(f"/proc/{pid}/ns/net").st_ino, []).append(pid)
     return found
 
 
-@contextlib.contextmanager
-def _diag(netns: int, pid: int) -> Iterator[socket.socket]:
-    """Go into a namespace and open sock_diag there; raises OSError.
+def _namespace(netns: int, pids: list[int]) -> int | None:
+    """Open a namespace; None: no process is in it any more."""
+    for pid in pids:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            there = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+            if os.fstat(there).st_ino == netns:
+                return there
+            os.close(there)  # another process has got its number
+    return None
+
+
+def _each(netnses: dict[int, list[int]]) -> Iterator[tuple[int, socket.socket]]:
+    """Go into one namespace after the other, with sock_diag open; raises OSError.
 
     There is no way back: this process has nothing else to do.
     """
     libc = ctypes.CDLL(None, use_errno=True)
-    there = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        if os.fstat(there).st_ino != netns:
-            raise FileNotFoundError(errno.ENOENT, "its process is another one now")
-        if libc.setns(there, _CLONE_NEWNET):
-            raise OSError(ctypes.get_errno(), "setns")
-    finally:
-        os.close(there)
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _SOCK_DIAG) as link:
-        link.settimeout(_SECONDS)
-        link.bind((0, 0))
-        yield link
+    for netns, pids in netnses.items():
+        there = _namespace(netns, pids)
+        if there is None:  # nor any connection
+            continue
+        try:
+            if libc.setns(there, _CLONE_NEWNET):
+                raise OSError(ctypes.get_errno(), "setns")
+        finally:
+            os.close(there)
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _SOCK_DIAG) as link:
+            link.settimeout(_SECONDS)
+            link.bind((0, 0))
+            yield netns, link
 
 
 def _messages() -> tuple[Any, Any]:
@@ -197,7 +218,10 @@ def _answers(link: socket.socket, answer: Any) -> Iterator[Any]:
             if kind == _NLMSG_DONE:
                 return
             if kind == _NLMSG_ERROR:
-                raise _error(data, at)
+                error = _error(data, at)
+                if error.errno == errno.ENOENT:
+                    error.strerror = "the kernel has no tcp_diag: modprobe tcp_diag"
+                raise error
             message = answer(data, offset=at)
             message.decode()
             yield message
@@ -235,28 +259,20 @@ def _list(ports: list[int]) -> list[Connection]:
     """List, then look who holds what, then leave out what has ended meanwhile."""
     found: list[Connection] = []
     messages = _messages()
-    for netns, pid in _namespaces().items():
-        with _gone_is_nothing(), _diag(netns, pid) as link:
-            made = _open(link, messages, ports)
-            if not made:
-                continue
-            served = {m["idiag_sport"] for m in _dump(link, messages, 1 << _LISTEN)}
-            held = holders({m["idiag_inode"] for m in made})
-            still = {m["idiag_cookie"] for m in _open(link, messages, ports)}
-            cookie = netns_cookie()
-            found += [
-                _made(m, netns, cookie, held)
-                for m in made
-                if m["idiag_sport"] not in served and m["idiag_cookie"] in still
-            ]
+    for netns, link in _each(_namespaces()):
+        made = _open(link, messages, ports)
+        if not made:
+            continue
+        served = {m["idiag_sport"] for m in _dump(link, messages, 1 << _LISTEN)}
+        held = holders({m["idiag_inode"] for m in made})
+        still = {m["idiag_cookie"] for m in _open(link, messages, ports)}
+        cookie = netns_cookie()
+        found += [
+            _made(m, netns, cookie, held)
+            for m in made
+            if m["idiag_sport"] not in served and m["idiag_cookie"] in still
+        ]
     return found
-
-
-@contextlib.contextmanager
-def _gone_is_nothing() -> Iterator[None]:
-    """A namespace goes with its last process: then it has no connections."""
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        yield
 
 
 def _made(m: Any, netns: int, cookie: int, held: dict[int, Any]) -> Connection:
@@ -278,17 +294,17 @@ def _made(m: Any, netns: int, cookie: int, held: dict[int, Any]) -> Connection:
 
 def _end(ends: list[Connection]) -> list[int]:
     messages = _messages()
-    pids = _namespaces()
     numbers = dict.fromkeys(range(len(ends)), errno.ENOENT)
-    for netns in {end.netns for end in ends} & pids.keys():
-        with _gone_is_nothing(), _diag(netns, pids[netns]) as link:
-            # SOCK_DESTROY would also take one that its program has closed
-            there = _open(link, messages, {end.dst[1] for end in ends})
-            still = {m["idiag_cookie"] for m in there}
-            for index, end in enumerate(ends):
-                if end.netns == netns and end.cookie in still:
-                    link.send(_destroy(messages[0], end))
-                    numbers[index] = _error(link.recv(1 << 16), 0).errno or 0
+    wanted = {end.netns for end in ends}
+    pids = {netns: pids for netns, pids in _namespaces().items() if netns in wanted}
+    for netns, link in _each(pids):
+        # SOCK_DESTROY would also take one that its program has closed
+        there = _open(link, messages, {end.dst[1] for end in ends})
+        still = {m["idiag_cookie"] for m in there}
+        for index, end in enumerate(ends):
+            if end.netns == netns and end.cookie in still:
+                link.send(_destroy(messages[0], end))
+                numbers[index] = _error(link.recv(1 << 16), 0).errno or 0
     return list(numbers.values())
 
 
