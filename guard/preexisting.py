@@ -48,14 +48,14 @@ class Older:
     finding: Finding
 
 
-def survey(guard: Guard, policy: Policy) -> list[Older]:
-    """List what is open now of which no hook of this guard has seen the connect().
+def survey(guard: Guard, policy: Policy) -> Iterator[Older]:
+    """Give what is open now of which no hook of this guard has seen the connect().
 
     Only connections of the cgroup that is guarded, and in every network
     namespace. Raises GuardError, OSError or psutil.Error.
     """
     if not is_any_open(policy.ports):
-        return []
+        return
     in_guarded = _of_cgroup(Path(guard.about()["cgroup"]))
     unseen = [
         connection
@@ -63,7 +63,8 @@ def survey(guard: Guard, policy: Policy) -> list[Older]:
         if in_guarded(connection.cgroup) and not _is_known(guard, connection)
     ]
     judge = _Judge(policy)
-    return [Older(connection, judge.finding(connection)) for connection in unseen]
+    for connection in unseen:
+        yield Older(connection, judge.finding(connection))
 
 
 def _of_cgroup(folder: Path) -> Callable[[int], bool]:
@@ -179,7 +180,7 @@ class Before:
         self._guard = guard
         self._policy = policy
         self._tell = tell
-        self._to_end: dict[int, Older] = {}  # by cookie
+        self._to_end: set[int] = set()  # cookies
 
     def follow(self) -> None:
         """Do it all in a thread, which waits as long as the grace takes.
@@ -206,24 +207,24 @@ class Before:
             policy = self._policy()
             if policy is None or (known is not None and "due_ns" not in known):
                 return ""
-            older = survey(self._guard, policy)
-            self._to_end = {
-                each.connection.cookie: each
-                for each in older
-                if each.finding.outcome == TO_END
-            }
-            if known is not None:  # another process has told of them
+            found = {"open": 0, "denied": 0}
+            now: list[Older] = []
+            for older in survey(self._guard, policy):
+                found["open"] += 1
+                found["denied"] += older.finding.verdict == "deny"
+                if known is None:  # no other process has told of it
+                    self._tell(older.finding)
+                if older.finding.outcome == TO_END:
+                    self._to_end.add(older.connection.cookie)
+                    if not policy.before.grace_ns:
+                        now.append(older)
+            if known is not None:
                 return ""
-            for each in older:
-                self._tell(each.finding)
-            denied = sum(each.finding.verdict == "deny" for each in older)
-            record = {"open": len(older), "denied": denied}
-            if self._to_end:
-                record["due_ns"] = _now_ns() + policy.before.grace_ns
-            self._guard.set_about(**{_RECORD: record})
-            if self._to_end and not policy.before.grace_ns:
-                self._end(list(self._to_end.values()))
-            return _sentence(len(older), denied, policy)
+            due = {"due_ns": _now_ns() + policy.before.grace_ns} if self._to_end else {}
+            self._guard.set_about(**{_RECORD: found | due})
+            if now:
+                self._end(now)
+            return _sentence(found["open"], found["denied"], policy)
         return ""
 
     def finish(self) -> None:
@@ -234,7 +235,7 @@ class Before:
         """
         with self._said("none is ended"):
             policy = self._policy()
-            older = survey(self._guard, policy) if policy else []
+            older = survey(self._guard, policy) if policy else iter(())
             self._end(
                 each
                 for each in older

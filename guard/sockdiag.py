@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import io
 import json
 import os
 import re
@@ -21,7 +22,7 @@ import sys
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 
@@ -40,6 +41,7 @@ _CLONE_NEWNET = 0x40000000
 ESTABLISHED, SYN_SENT, CLOSE_WAIT, _LISTEN = 1, 2, 8, 10
 _OPEN = 1 << ESTABLISHED | 1 << SYN_SENT | 1 << CLOSE_WAIT
 _SECONDS = 60.0  # for the process; 10,000 connections take it two
+T = TypeVar("T")
 _HEADER = struct.Struct("=IHHII")  # struct nlmsghdr
 
 
@@ -66,12 +68,19 @@ def is_any_open(ports: Collection[int]) -> bool:
     peers = "|".join(f"{port:04X}" for port in ports)
     states = "|".join(f"{state:02X}" for state in (ESTABLISHED, SYN_SENT, CLOSE_WAIT))
     row = re.compile(rf":(?:{peers}) (?:{states}) ".encode())  # proc(5), /proc/net/tcp
-    for pid in _namespaces().values():
-        for table in ("tcp", "tcp6"):
-            with contextlib.suppress(OSError):
-                if row.search(Path(f"/proc/{pid}/net/{table}").read_bytes()):
-                    return True
-    return False
+    return any(row.search(_tables(pids)) for pids in _namespaces().values())
+
+
+def _tables(pids: list[int]) -> bytes:
+    """Read what the first that is still there shows of its network namespace."""
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            net = Path(f"/proc/{pid}/net")
+            six = net / "tcp6"  # missing where IPv6 is off
+            return (net / "tcp").read_bytes() + (
+                six.read_bytes() if six.exists() else b""
+            )
+    return b""
 
 
 def connections(ports: Collection[int]) -> list[Connection]:
@@ -80,8 +89,7 @@ def connections(ports: Collection[int]) -> list[Connection]:
     A namespace counts when a process is in it. Connections that were accepted,
     from a peer with such a port, are left out. Raises SockDiagError.
     """
-    rows = _ask({"list": sorted(ports)})
-    return [_connection(row) for row in rows]
+    return list(_ask({"list": sorted(ports)}, _connection))
 
 
 def destroy(ends: Iterable[Connection]) -> list[int]:
@@ -91,12 +99,13 @@ def destroy(ends: Iterable[Connection]) -> list[int]:
     EOPNOTSUPP: the kernel is without INET_DIAG_DESTROY. EPERM: CAP_NET_ADMIN is
     missing. Raises SockDiagError.
     """
-    return [int(number) for number in _ask({"end": [asdict(end) for end in ends]})]
+    return list(_ask({"end": [asdict(end) for end in ends]}, int))
 
 
-def _ask(question: dict[str, Any]) -> list[Any]:
-    """Have the other process answer. -P: nothing is imported from the folder it
-    happens to be in.
+def _ask(question: dict[str, Any], make: Callable[[Any], T]) -> Iterator[T]:
+    """Have the other process answer, a line each: 10,000 take much memory at once.
+
+    -P: nothing is imported from the folder that this happens to be in.
     """
     try:
         done = subprocess.run(
@@ -109,10 +118,10 @@ def _ask(question: dict[str, Any]) -> list[Any]:
         if done.returncode:
             last = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
             raise SockDiagError(last or f"wait status {done.returncode}")
-        answer: list[Any] = json.loads(done.stdout)
+        for line in io.BytesIO(done.stdout):
+            yield make(json.loads(line))
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         raise SockDiagError(str(error)) from None
-    return answer
 
 
 def _connection(row: dict[str, Any]) -> Connection:
@@ -126,34 +135,48 @@ def _connection(row: dict[str, Any]) -> Connection:
 # ---- what the other process does
 
 
-def _namespaces() -> dict[int, int]:
-    """Give a process of each network namespace, by the namespace's inode."""
-    found: dict[int, int] = {}
+def _namespaces() -> dict[int, list[int]]:
+    """Give the processes of each network namespace, by the namespace's inode.
+
+    All of them: the first may have ended when it is its turn.
+    """
+    found: dict[int, list[int]] = {}
     for pid in psutil.pids():
         with contextlib.suppress(OSError):  # it ended
-            found.setdefault(os.stat(f"/proc/{pid}/ns/net").st_ino, pid)
+            found.setdefault(os.stat(f"/proc/{pid}/ns/net").st_ino, []).append(pid)
     return found
 
 
-@contextlib.contextmanager
-def _diag(netns: int, pid: int) -> Iterator[socket.socket]:
-    """Go into a namespace and open sock_diag there; raises OSError.
+def _namespace(netns: int, pids: list[int]) -> int | None:
+    """Open a namespace; None: no process is in it any more."""
+    for pid in pids:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            there = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+            if os.fstat(there).st_ino == netns:
+                return there
+            os.close(there)  # another process has got its number
+    return None
+
+
+def _each(netnses: dict[int, list[int]]) -> Iterator[tuple[int, socket.socket]]:
+    """Go into one namespace after the other, with sock_diag open; raises OSError.
 
     There is no way back: this process has nothing else to do.
     """
     libc = ctypes.CDLL(None, use_errno=True)
-    there = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        if os.fstat(there).st_ino != netns:
-            raise FileNotFoundError(errno.ENOENT, "its process is another one now")
-        if libc.setns(there, _CLONE_NEWNET):
-            raise OSError(ctypes.get_errno(), "setns")
-    finally:
-        os.close(there)
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _SOCK_DIAG) as link:
-        link.settimeout(_SECONDS)
-        link.bind((0, 0))
-        yield link
+    for netns, pids in netnses.items():
+        there = _namespace(netns, pids)
+        if there is None:  # nor any connection
+            continue
+        try:
+            if libc.setns(there, _CLONE_NEWNET):
+                raise OSError(ctypes.get_errno(), "setns")
+        finally:
+            os.close(there)
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _SOCK_DIAG) as link:
+            link.settimeout(_SECONDS)
+            link.bind((0, 0))
+            yield netns, link
 
 
 def _messages() -> tuple[Any, Any]:
@@ -195,7 +218,10 @@ def _answers(link: socket.socket, answer: Any) -> Iterator[Any]:
             if kind == _NLMSG_DONE:
                 return
             if kind == _NLMSG_ERROR:
-                raise _error(data, at)
+                error = _error(data, at)
+                if error.errno == errno.ENOENT:
+                    error.strerror = "the kernel has no tcp_diag: modprobe tcp_diag"
+                raise error
             message = answer(data, offset=at)
             message.decode()
             yield message
@@ -233,28 +259,20 @@ def _list(ports: list[int]) -> list[Connection]:
     """List, then look who holds what, then leave out what has ended meanwhile."""
     found: list[Connection] = []
     messages = _messages()
-    for netns, pid in _namespaces().items():
-        with _gone_is_nothing(), _diag(netns, pid) as link:
-            made = _open(link, messages, ports)
-            if not made:
-                continue
-            served = {m["idiag_sport"] for m in _dump(link, messages, 1 << _LISTEN)}
-            held = holders({m["idiag_inode"] for m in made})
-            still = {m["idiag_cookie"] for m in _open(link, messages, ports)}
-            cookie = netns_cookie()
-            found += [
-                _made(m, netns, cookie, held)
-                for m in made
-                if m["idiag_sport"] not in served and m["idiag_cookie"] in still
-            ]
+    for netns, link in _each(_namespaces()):
+        made = _open(link, messages, ports)
+        if not made:
+            continue
+        served = {m["idiag_sport"] for m in _dump(link, messages, 1 << _LISTEN)}
+        held = holders({m["idiag_inode"] for m in made})
+        still = {m["idiag_cookie"] for m in _open(link, messages, ports)}
+        cookie = netns_cookie()
+        found += [
+            _made(m, netns, cookie, held)
+            for m in made
+            if m["idiag_sport"] not in served and m["idiag_cookie"] in still
+        ]
     return found
-
-
-@contextlib.contextmanager
-def _gone_is_nothing() -> Iterator[None]:
-    """A namespace goes with its last process: then it has no connections."""
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        yield
 
 
 def _made(m: Any, netns: int, cookie: int, held: dict[int, Any]) -> Connection:
@@ -276,17 +294,17 @@ def _made(m: Any, netns: int, cookie: int, held: dict[int, Any]) -> Connection:
 
 def _end(ends: list[Connection]) -> list[int]:
     messages = _messages()
-    pids = _namespaces()
     numbers = dict.fromkeys(range(len(ends)), errno.ENOENT)
-    for netns in {end.netns for end in ends} & pids.keys():
-        with _gone_is_nothing(), _diag(netns, pids[netns]) as link:
-            # SOCK_DESTROY would also take one that its program has closed
-            there = _open(link, messages, {end.dst[1] for end in ends})
-            still = {m["idiag_cookie"] for m in there}
-            for index, end in enumerate(ends):
-                if end.netns == netns and end.cookie in still:
-                    link.send(_destroy(messages[0], end))
-                    numbers[index] = _error(link.recv(1 << 16), 0).errno or 0
+    wanted = {end.netns for end in ends}
+    pids = {netns: pids for netns, pids in _namespaces().items() if netns in wanted}
+    for netns, link in _each(pids):
+        # SOCK_DESTROY would also take one that its program has closed
+        there = _open(link, messages, {end.dst[1] for end in ends})
+        still = {m["idiag_cookie"] for m in there}
+        for index, end in enumerate(ends):
+            if end.netns == netns and end.cookie in still:
+                link.send(_destroy(messages[0], end))
+                numbers[index] = _error(link.recv(1 << 16), 0).errno or 0
     return list(numbers.values())
 
 
@@ -319,7 +337,8 @@ _VERBS: dict[str, Callable[[list[Any]], list[Any]]] = {
 def main() -> None:
     """Answer the one question on standard input, on standard output."""
     ((verb, argument),) = json.load(sys.stdin).items()
-    json.dump(_VERBS[verb](argument), sys.stdout)
+    for answer in _VERBS[verb](argument):
+        print(json.dumps(answer))
 
 
 if __name__ == "__main__":

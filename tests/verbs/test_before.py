@@ -119,7 +119,7 @@ def test_one_made_since_is_not_older(site: Site) -> None:
     assert site.load().status == 0
     with holding(site.world.guarded, MX4, SMTP) as holder:
         # judged by the rule that it had then, not by the one of now
-        assert not survey(told.start.guard, told.start.policy)
+        assert not list(survey(told.start.guard, told.start.policy))
         told.before.begin()
         assert holder.fate() == "alive"
 
@@ -137,6 +137,24 @@ def test_one_that_a_server_accepted_is_not_made_here(site: Site) -> None:
             assert sockdiag.is_any_open({465})
             here = [c for c in sockdiag.connections({465}) if c.src == (HOST4, 2200)]
             assert not here
+
+
+def test_a_process_that_ended_does_not_hide_its_namespace(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    namespaces = sockdiag._namespaces
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    with holding(site.world.guarded, MX4, SMTP) as holder:
+        found = {n: [gone.pid, *pids] for n, pids in namespaces().items()}
+        monkeypatch.setattr(sockdiag, "_namespaces", lambda: found)
+        assert sockdiag.is_any_open({SMTP})
+        here = os.stat("/proc/self/ns/net").st_ino
+        assert sockdiag._namespace(here, [gone.pid]) is None
+        there = sockdiag._namespace(here, found[here])
+        assert there is not None
+        os.close(there)
+        assert holder.fate() == "alive"
 
 
 # ---- ended
@@ -205,6 +223,9 @@ def test_ipv6_and_mapped_ipv4_are_ended(site: Site, address: str) -> None:
 
 
 def test_one_that_is_still_connecting_is_ended(site: Site) -> None:
+    # its SYN goes out, and nobody says that there is no such host
+    neighbour = f"ip neigh replace {SILENT4} lladdr 02:00:00:00:00:01 dev host0"
+    subprocess.run(neighbour.split(), check=True)
     with holding(site.world.guarded, SILENT4, SMTP, wait=False) as holder:
         told = begun(site, ENFORCE + ending())
         assert holder.fate() == "ECONNABORTED"
@@ -396,7 +417,7 @@ def test_what_cannot_be_listed_is_told_and_ends_nothing(
         (notice,) = told.notices
         assert notice.kind is Kind.LOST
         assert "those that are open are not known" in notice.message
-        told.before.begin()  # the next process finds it still to be done
+        assert told.before.begin(), told.notices  # still to be done, by the next
         assert holder.fate() == "ECONNABORTED"
         assert told.one(holder).outcome == "to-end"
 
