@@ -60,11 +60,11 @@ def test_a_program_of_a_parent_is_told_and_cannot_be_moved(
     try:
         guardd = begin(site, "repair")
         with act.loaded(others, "take_back") as program, act.linked(program, top):
-            guardd.until(lambda: told(site), "a finding", 15)
+            guardd.until(lambda: told(site), "a finding", 40)
             assert site.connect(3).passed == 3
             rounds(guardd)
             assert told(site) == [("order", "changed", "0")]
-        guardd.until(lambda: len(told(site)) == 2, "the end", 15)
+        guardd.until(lambda: len(told(site)) == 2, "the end", 40)
         assert told(site)[-1] == ("order", "good", "1")
         assert site.connect(3).denied == 3
     finally:

@@ -60,7 +60,7 @@ def test_guardd_tells_it(
         guardd.until(
             lambda: len(site.entries("clock-set")) > before,  # noqa: B023
             "a finding",
-            15,
+            40,
         )
         assert site.connect(1).denied == 1
         site.settled(guardd)

@@ -35,7 +35,7 @@ def test_the_next_guardd_tells_it(
     assert site.connect(3).passed == 3
     guardd = site.start()
     assert site.connect(3).denied == 3
-    guardd.until(lambda: told(site), "a finding", 15)
+    guardd.until(lambda: told(site), "a finding", 40)
     rounds(guardd)
     assert told(site) == [(what, "changed", "1")]
     assert "while no guardd ran" in site.entries("tampered")[0]["MESSAGE"]
@@ -63,7 +63,10 @@ def test_rows_are_made_anew_once_a_minute(
     rule = f'[[local.rule]]\nname = "exe"\nexe = "{program}"\nverdict = "allow"\n'
     site.write_policy(text(site, rule, "repair"))
     started = bring_up(site.pin_dir, site.cgroup, site.policy_file)
-    watch = Watch(started.guard, site.cgroup, site.policy_file, started.policy)
+    watch = Watch(
+        *(started.guard, site.cgroup, site.policy_file, started.policy),
+        started.keeper,
+    )
     now = 0.0
     monkeypatch.setattr("guard.watch.time.monotonic", lambda: now)
 

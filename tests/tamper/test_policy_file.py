@@ -20,7 +20,7 @@ def test_a_file_that_says_something_else_is_told(site: Site) -> None:
     guardd = begin(site, "repair")
     before = site.policy_file.read_text()
     site.write_policy(text(site, OPEN, "repair"))
-    guardd.until(lambda: told(site), "a finding", 25)
+    guardd.until(lambda: told(site), "a finding", 60)
     assert told(site) == [("policy-file", "changed", "0")]
     [entry] = site.entries("tampered")
     assert "guardctl policy apply" in entry["MESSAGE"]
@@ -28,7 +28,7 @@ def test_a_file_that_says_something_else_is_told(site: Site) -> None:
     assert verify(site)["watch"] == "warn"
     assert run("--pin-dir", str(site.pin_dir), "verify").status == 0
     site.write_policy(before)
-    guardd.until(lambda: len(told(site)) == 2, "the end", 25)
+    guardd.until(lambda: len(told(site)) == 2, "the end", 60)
     assert told(site)[-1] == ("policy-file", "good", "1")
     # what is refused was told as refused, and is not told again
     site.write_policy("nonsense")
@@ -36,7 +36,7 @@ def test_a_file_that_says_something_else_is_told(site: Site) -> None:
     rounds(guardd, 13)
     assert len(told(site)) == 2
     site.policy_file.unlink()
-    guardd.until(lambda: len(told(site)) == 3, "a finding", 25)
+    guardd.until(lambda: len(told(site)) == 3, "a finding", 60)
     assert "no such file" in site.entries("tampered")[-1]["MESSAGE"]
 
 
