@@ -78,6 +78,7 @@ struct path {
 
 struct file {
 	unsigned int f_flags;
+	const struct cred *f_cred; /* of who opened it */
 	struct path f_path;
 	struct inode *f_inode;
 };

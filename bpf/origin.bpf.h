@@ -104,12 +104,15 @@ static __always_inline int put_path(struct event *ev, volatile u16 *len,
 }
 
 /*
- * The executable of a process is the file that execve() opened, which no open()
- * can be taken for, unless PR_SET_MM_MAP put another in its place.
+ * The executable of a process is the file that execve() opened, which no open() can
+ * be taken for, unless PR_SET_MM_MAP put another in its place. In a user namespace
+ * binfmt_misc gives away what execve() opened there; nobody comes back from it.
  */
 static __always_inline int was_executed(struct file *exe)
 {
-	return BPF_CORE_READ(exe, f_flags) & FMODE_EXEC;
+	return BPF_CORE_READ(exe, f_flags) & FMODE_EXEC &&
+	       BPF_CORE_READ(exe, f_cred, user_ns, level) <=
+		       BPF_CORE_READ(current_task(), cred, user_ns, level);
 }
 
 static __noinline int put_exe(struct event *ev, struct file *exe)

@@ -197,6 +197,7 @@ class Box(World):
             "PROBE_ADDRESS": address,
             "PROBE_PORT": str(row.port),
             "PROBE_ALLOWED": str(self.program("allowed")),
+            "PROBE_SPOOF": str(self.program("spoof")),
             "PROBE_LIBRARY": str(self.program("preload")),
             "PROBE_DEVICE": "box0" if row.where == "box" else "host0",
             "PROBE_HOP": GATEWAY4 if row.where == "box" else MX4,
