@@ -144,6 +144,9 @@ static int tunnel(void)
 				 .ifr_flags = IFF_TUN | IFF_NO_PI };
 	struct packet packet;
 
+	/* its name is there once the module is, which nobody loads for a name */
+	if (access("/dev/net/tun", F_OK) && system("modprobe tun"))
+		untried("tun");
 	answers = made(open("/dev/net/tun", O_RDWR), "/dev/net/tun");
 	if (ioctl(answers, TUNSETIFF, &request))
 		untried("TUNSETIFF");
