@@ -65,7 +65,16 @@ struct vfsmount {
 	struct dentry *mnt_root;
 };
 
+struct user_namespace {
+	int level; /* 0: the initial one */
+};
+
+struct mnt_namespace {
+	struct user_namespace *user_ns;
+};
+
 struct mount {
+	struct mnt_namespace *mnt_ns;
 	struct mount *mnt_parent;
 	struct dentry *mnt_mountpoint;
 	struct vfsmount mnt;
@@ -100,10 +109,6 @@ struct mm_struct {
 	unsigned long arg_start;
 	unsigned long arg_end;
 	struct file *exe_file;
-};
-
-struct user_namespace {
-	int level; /* 0: the initial one */
 };
 
 struct cred {

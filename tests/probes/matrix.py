@@ -56,6 +56,7 @@ class Row:
     setup: str
     finding: str
     named: str
+    marked: str
     why: str
     codes: Mapping[str, Mapping[str, Code]]  # lock -> kernel or "default"
 
@@ -97,6 +98,7 @@ def _row(raw: dict[str, object], policies: Mapping[str, str]) -> Row:
         setup=str(raw.pop("setup", "")),
         finding=str(raw.pop("finding", finding)),
         named=str(raw.pop("named", "")),
+        marked=str(raw.pop("marked", "")),
         why=str(raw.pop("why", "")),
         codes=codes,
     )
