@@ -70,9 +70,10 @@ static __noinline int judge_caller(struct bpf_sock_addr *ctx,
 	match_unit(policy, slot, &who.rows);
 	decide(policy, slot, &who, where, decision);
 
-	/* only to this host, which is not in another network namespace */
+	/* only to this host, not by way of others or from another netns */
 	if (decision->verdict == VERDICT_REDIRECT &&
-	    (!target->set || direction_of(target->address) != DIRECTION_LOCAL ||
+	    (!target->set || source_routed(ctx->sk) ||
+	     direction_of(target->address) != DIRECTION_LOCAL ||
 	     bpf_get_netns_cookie(ctx) != control.home_netns))
 		decision->verdict = VERDICT_DENY;
 	if (decision->verdict > VERDICT_REDIRECT)

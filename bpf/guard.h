@@ -77,12 +77,12 @@ enum event_flag {
 	FLAG_NO_EXE = 1 << 5,	     /* no executable: a kernel thread */
 	FLAG_NO_ARGS = 1 << 6,	     /* arguments paged out or unmapped */
 	FLAG_KTHREAD = 1 << 7,
-	FLAG_NO_STORAGE =
-		1 << 8, /* socket storage refused: no source port, no end */
+	FLAG_NO_STORAGE = 1 << 8, /* no source port, no end: none to be had */
 	FLAG_FOREIGN_NETNS = 1 << 9, /* not the guard's own network namespace */
 	FLAG_FOREIGN_USERNS = 1 << 10, /* it may have set its executable */
 	FLAG_EXE_SET = 1 << 11,	       /* it did: set, not executed */
 	FLAG_NO_ROOM = 1 << 12, /* denied: it left no room for its record */
+	FLAG_FOREIGN_MOUNTS = 1 << 13, /* a path was made up by a user */
 };
 
 enum dimension {

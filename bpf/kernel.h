@@ -65,7 +65,16 @@ struct vfsmount {
 	struct dentry *mnt_root;
 };
 
+struct user_namespace {
+	int level; /* 0: the initial one */
+};
+
+struct mnt_namespace {
+	struct user_namespace *user_ns;
+};
+
 struct mount {
+	struct mnt_namespace *mnt_ns;
 	struct mount *mnt_parent;
 	struct dentry *mnt_mountpoint;
 	struct vfsmount mnt;
@@ -78,6 +87,7 @@ struct path {
 
 struct file {
 	unsigned int f_flags;
+	const struct cred *f_cred; /* of who opened it */
 	struct path f_path;
 	struct inode *f_inode;
 };
@@ -99,10 +109,6 @@ struct mm_struct {
 	unsigned long arg_start;
 	unsigned long arg_end;
 	struct file *exe_file;
-};
-
-struct user_namespace {
-	int level; /* 0: the initial one */
 };
 
 struct cred {

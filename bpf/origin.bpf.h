@@ -90,26 +90,37 @@ static long path_step(u32 i, void *ctx)
 	return 0;
 }
 
-/* Walk a path up to the root of its mount tree; 0: not the whole of it fits. */
+/*
+ * Walk a path up to the root of its mount tree; 0: not the whole of it fits. A
+ * descriptor of a user namespace's, where anybody may mount, leads to any path.
+ */
 static __always_inline int put_path(struct event *ev, volatile u16 *len,
 				    u32 limit, struct path *path)
 {
 	struct walk walk = { ev, len, limit };
 	struct vfsmount *vfs = BPF_CORE_READ(path, mnt);
+	struct mount *mnt;
 
 	walk.dentry = BPF_CORE_READ(path, dentry);
-	walk.mnt = (void *)vfs - bpf_core_field_offset(struct mount, mnt);
+	mnt = (void *)vfs - bpf_core_field_offset(struct mount, mnt);
+	walk.mnt = mnt;
+	if (BPF_CORE_READ(mnt, mnt_ns, user_ns, level) >
+	    BPF_CORE_READ(current_task(), cred, user_ns, level))
+		ev->flags |= FLAG_FOREIGN_MOUNTS;
 	bpf_loop(PATH_STEPS, path_step, &walk, 0);
 	return walk.whole;
 }
 
 /*
- * The executable of a process is the file that execve() opened, which no open()
- * can be taken for, unless PR_SET_MM_MAP put another in its place.
+ * The executable of a process is the file that execve() opened, which no open() can
+ * be taken for, unless PR_SET_MM_MAP put another in its place. In a user namespace
+ * binfmt_misc gives away what execve() opened there; nobody comes back from it.
  */
 static __always_inline int was_executed(struct file *exe)
 {
-	return BPF_CORE_READ(exe, f_flags) & FMODE_EXEC;
+	return BPF_CORE_READ(exe, f_flags) & FMODE_EXEC &&
+	       BPF_CORE_READ(exe, f_cred, user_ns, level) <=
+		       BPF_CORE_READ(current_task(), cred, user_ns, level);
 }
 
 static __noinline int put_exe(struct event *ev, struct file *exe)

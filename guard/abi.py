@@ -90,6 +90,7 @@ class Flag(enum.IntFlag):
     FOREIGN_USERNS = 1 << 10
     EXE_SET = 1 << 11
     NO_ROOM = 1 << 12
+    FOREIGN_MOUNTS = 1 << 13
 
 
 class Dimension(enum.IntEnum):

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
- * spoof FILE ADDRESS PORT [shared]: connect as another executable.
+ * spoof FILE ADDRESS PORT [shared]: connect as another executable. FILE may be
+ * fd:N, an open descriptor.
  *
  * In a user namespace of its own any process may replace what /proc/PID/exe and
  * mm->exe_file name, once nothing of its real executable is mapped any more:
@@ -104,6 +105,7 @@ int main(int argc, char **argv)
 	unsigned long low = 0x20000; /* any address the kernel lets a user have */
 	struct job *job;
 	char *page;
+	int fd;
 
 	if (argc < 4)
 		return 99;
@@ -114,11 +116,13 @@ int main(int argc, char **argv)
 	memcpy(page, (void *)go_on, (char *)go_on_ends - (char *)go_on);
 	job = (struct job *)(page + 32768);
 	find_mappings(job);
+	if (sscanf(argv[1], "fd:%d", &fd) != 1)
+		fd = open(argv[1], O_RDONLY);
 	job->map = (struct prctl_mm_map){
 		low, low + 1, low, low + 1, low, low + 1, low, low, low + 1,
-		low, low + 1, 0, 0, open(argv[1], O_RDONLY),
+		low, low + 1, 0, 0, fd,
 	};
-	if ((int)job->map.exe_fd < 0)
+	if (fd < 0)
 		fail(argv[1]);
 	job->peer.sin_family = AF_INET;
 	job->peer.sin_port = htons(atoi(argv[3]));

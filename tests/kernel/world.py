@@ -210,7 +210,8 @@ class World:
         with self.inside(netns):
             server = socket.socket(family, proto=proto)
         server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        server.setsockopt(socket.IPPROTO_TCP, TCP_FASTOPEN, 64)
+        if not proto:  # Multipath TCP takes it from Linux 6.2 on, SCTP never
+            server.setsockopt(socket.IPPROTO_TCP, TCP_FASTOPEN, 64)
         server.bind((address, port))
         server.listen(4096)
         server.settimeout(10)

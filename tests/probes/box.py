@@ -197,6 +197,7 @@ class Box(World):
             "PROBE_ADDRESS": address,
             "PROBE_PORT": str(row.port),
             "PROBE_ALLOWED": str(self.program("allowed")),
+            "PROBE_SPOOF": str(self.program("spoof")),
             "PROBE_LIBRARY": str(self.program("preload")),
             "PROBE_DEVICE": "box0" if row.where == "box" else "host0",
             "PROBE_HOP": GATEWAY4 if row.where == "box" else MX4,
@@ -293,7 +294,15 @@ def compare(row: Row, result: Result, locks: str = "first") -> str:
         return f"a finding says {events[-1].outcome.name}, not {row.finding}"
     named = row.named or (PYTHON if row.run[0] == "route" else row.run[0])
     others = {_name(event) for event in events} - {named}
-    return f"found as {', '.join(others)}, not as {named}" if others else ""
+    if others:
+        return f"found as {', '.join(others)}, not as {named}"
+    if row.marked and not all(e.flags & _flag(row.marked) for e in events):
+        return f"found, but not marked {row.marked}"
+    return ""
+
+
+def _flag(name: str) -> Flag:
+    return Flag[name.upper().replace("-", "_")]
 
 
 def _name(event: Event) -> str:

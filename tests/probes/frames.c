@@ -18,7 +18,8 @@
 #endif
 #define FRAME 4096 /* bytes of an AF_XDP frame */
 
-static unsigned char frame[ETH_HLEN + sizeof(struct packet)];
+static unsigned char frame[ETH_HLEN + 4 + sizeof(struct packet)];
+static size_t size = ETH_HLEN + sizeof(struct packet);
 static unsigned int device;
 
 static void fill_frame(void)
@@ -55,18 +56,18 @@ static void fill_frame(void)
 	close(fd);
 }
 
-static int packet_socket(int bypass)
+static int packet_socket(int bypass, int protocol)
 {
 	int fd = made(socket(AF_PACKET, SOCK_RAW, htons(ETH_P_IP)), "AF_PACKET");
 	struct sockaddr_ll to = { .sll_family = AF_PACKET };
 
-	fill_frame();
+	to.sll_protocol = htons(protocol);
 	to.sll_ifindex = device;
 	to.sll_halen = ETH_ALEN;
 	if (bypass && setsockopt(fd, SOL_PACKET, PACKET_QDISC_BYPASS, &bypass,
 				 sizeof(bypass)))
 		untried("PACKET_QDISC_BYPASS");
-	if (sendto(fd, frame, sizeof(frame), 0, (struct sockaddr *)&to,
+	if (sendto(fd, frame, size, 0, (struct sockaddr *)&to,
 		   sizeof(to)) < 0)
 		return errno == ENOBUFS ? EPERM : errno; /* netdev egress drops */
 	return answer();
@@ -74,12 +75,34 @@ static int packet_socket(int bypass)
 
 static int packet(void)
 {
-	return packet_socket(0);
+	fill_frame();
+	return packet_socket(0, 0);
 }
 
 static int bypass(void)
 {
-	return packet_socket(1);
+	fill_frame();
+	return packet_socket(1, 0);
+}
+
+/* The socket says that it is ARP. */
+static int disguised(void)
+{
+	fill_frame();
+	return packet_socket(0, ETH_P_ARP);
+}
+
+/* With a tag of no VLAN, which is there for a priority alone (IEEE 802.1Q). */
+static int tagged(void)
+{
+	const unsigned char tag[] = { 0x81, 0, 0, 0 };
+
+	fill_frame();
+	memmove(frame + 2 * ETH_ALEN + sizeof(tag), frame + 2 * ETH_ALEN,
+		size - 2 * ETH_ALEN);
+	memcpy(frame + 2 * ETH_ALEN, tag, sizeof(tag));
+	size += sizeof(tag);
+	return packet_socket(0, 0);
 }
 
 static void *ring(int fd, int option, off_t at, struct xdp_ring_offset *offsets)
@@ -126,10 +149,10 @@ static int xdp(void)
 	for (tries = 0; bind(fd, (struct sockaddr *)&where, sizeof(where)); tries++)
 		if (errno != EBUSY || tries > 100 || poll(0, 0, 20))
 			untried("bind AF_XDP");
-	memcpy(frames, frame, sizeof(frame));
+	memcpy(frames, frame, size);
 	description = (struct xdp_desc *)(sending + offsets.tx.desc);
 	description->addr = 0;
-	description->len = sizeof(frame);
+	description->len = size;
 	__atomic_store_n((unsigned int *)(sending + offsets.tx.producer), 1,
 			 __ATOMIC_RELEASE);
 	if (sendto(fd, 0, 0, MSG_DONTWAIT, 0, 0) < 0)
@@ -144,6 +167,9 @@ static int tunnel(void)
 				 .ifr_flags = IFF_TUN | IFF_NO_PI };
 	struct packet packet;
 
+	/* its name is there once the module is, which nobody loads for a name */
+	if (access("/dev/net/tun", F_OK) && system("modprobe tun"))
+		untried("tun");
 	answers = made(open("/dev/net/tun", O_RDWR), "/dev/net/tun");
 	if (ioctl(answers, TUNSETIFF, &request))
 		untried("TUNSETIFF");
@@ -159,6 +185,8 @@ static int tunnel(void)
 static const struct route routes[] = {
 	{ "packet", packet },
 	{ "bypass", bypass },
+	{ "disguised", disguised },
+	{ "tagged", tagged },
 	{ "xdp", xdp },
 	{ "tunnel", tunnel },
 	{ 0 },

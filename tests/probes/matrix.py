@@ -56,6 +56,7 @@ class Row:
     setup: str
     finding: str
     named: str
+    marked: str
     why: str
     codes: Mapping[str, Mapping[str, Code]]  # lock -> kernel or "default"
 
@@ -79,7 +80,11 @@ def _row(raw: dict[str, object], policies: Mapping[str, str]) -> Row:
     sort = Sort(raw.pop("sort", "stopped"))
     usual, finding = USUAL[sort]
     run = tuple(str(raw.pop("run")).split(maxsplit=1))
-    codes = {lock: _codes(raw.pop(lock, usual)) for lock in LOCKS}
+    codes: dict[str, dict[str, Code]] = {}
+    told: object = usual
+    for lock in LOCKS:  # unless told, as without it
+        told = raw.pop(lock, told)
+        codes[lock] = _codes(told)
     row = Row(
         name=name,
         what=str(raw.pop("what")),
@@ -93,6 +98,7 @@ def _row(raw: dict[str, object], policies: Mapping[str, str]) -> Row:
         setup=str(raw.pop("setup", "")),
         finding=str(raw.pop("finding", finding)),
         named=str(raw.pop("named", "")),
+        marked=str(raw.pop("marked", "")),
         why=str(raw.pop("why", "")),
         codes=codes,
     )
@@ -100,8 +106,8 @@ def _row(raw: dict[str, object], policies: Mapping[str, str]) -> Row:
         raise ValueError(f"{name}: unknown {', '.join(raw)}")
     if row.finding not in FINDINGS:
         raise ValueError(f"{name}: no such finding: {row.finding}")
-    told = {code for by_kernel in codes.values() for code in by_kernel.values()}
-    if not row.why and (sort is not Sort.STOPPED or told != {Code.DENIED}):
+    known = {code for by_kernel in codes.values() for code in by_kernel.values()}
+    if not row.why and (sort is not Sort.STOPPED or known != {Code.DENIED}):
         raise ValueError(f"{name}: why?")
     return row
 

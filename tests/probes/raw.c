@@ -45,6 +45,32 @@ static int marked(void)
 	return sent_by(fd);
 }
 
+/* Likewise, and no setsockopt(): the mark comes with the message. */
+static int message_marked(void)
+{
+	char space[CMSG_SPACE(sizeof(unsigned int))] = "";
+	struct cmsghdr *header = (struct cmsghdr *)space;
+	struct msghdr message = { .msg_name = PEER, .msg_namelen = peer_len };
+	int fd = raw_socket(IPPROTO_TCP);
+	unsigned int mark = ~0U;
+	struct packet packet;
+	struct iovec data = { &packet.syn, sizeof(packet.syn) };
+
+	header->cmsg_level = SOL_SOCKET;
+	header->cmsg_type = SO_MARK;
+	header->cmsg_len = CMSG_LEN(sizeof(mark));
+	memcpy(CMSG_DATA(header), &mark, sizeof(mark));
+	message.msg_control = space;
+	message.msg_controllen = sizeof(space);
+	message.msg_iov = &data;
+	message.msg_iovlen = 1;
+	listen_for_answers();
+	fill_packet(&packet);
+	if (sendmsg(fd, &message, 0) < 0)
+		return errno;
+	return answer();
+}
+
 static int send_part(int fd, struct packet *packet, int at, int size, int more)
 {
 	unsigned char data[64];
@@ -89,6 +115,7 @@ static int fragments_turned(void)
 static const struct route routes[] = {
 	{ "syn", syn },
 	{ "marked", marked },
+	{ "message-marked", message_marked },
 	{ "fragments", fragments },
 	{ "fragments-turned", fragments_turned },
 	{ 0 },
