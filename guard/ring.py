@@ -128,6 +128,14 @@ class Losses:
             if now[counter] != before
         }
 
+    def totals(self, news: dict[Counter, int]) -> dict[Counter, int]:
+        """Give where the counters of this news stand since the guard was loaded.
+
+        A process killed between writing and tell() has its news told again by the
+        next one, with what came since: only the totals add up then.
+        """
+        return {counter: self._told[counter] + moved for counter, moved in news.items()}
+
     def tell(self, news: dict[Counter, int]) -> None:
         """Remember that these were journalled."""
         for counter, moved in news.items():

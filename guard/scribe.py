@@ -96,7 +96,7 @@ class Scribe(threading.Thread):
             self._write(self._naming.summary(repeats))
         news = self._losses.news()
         if news:
-            self._write(_loss_notice(news))
+            self._write(_loss_notice(news, self._losses.totals(news)))
             self._losses.tell(news)
 
     def _write_notices(self) -> None:
@@ -135,12 +135,13 @@ class Scribe(threading.Thread):
         self.trouble = str(error)
 
 
-def _loss_notice(news: dict[Counter, int]) -> Notice:
+def _loss_notice(news: dict[Counter, int], totals: dict[Counter, int]) -> Notice:
     parts = [f"{moved} ({LOSSES[counter]})" for counter, moved in news.items()]
     return Notice(
         kind=Kind.LOST,
         time_us=time.time_ns() // 1000,
         message="lost: " + "; ".join(parts),
         priority=3,
-        fields={counter.name: str(moved) for counter, moved in news.items()},
+        fields={counter.name: str(moved) for counter, moved in news.items()}
+        | {f"{counter.name}_TOTAL": str(total) for counter, total in totals.items()},
     )
