@@ -21,16 +21,19 @@ from types import TracebackType
 from typing import Any, Self
 
 from guard import abi, kernel
+from guard.ringbuf import ring_backlog
 from tests.journald import RUNTIME, Journald, until
 from tests.lab.lab import cgroup2_mount, kill_cgroup
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-SOURCE = Path(__file__).with_name("connects.c")
 _numbers = itertools.count()
 
+# What becomes of a judged connect(): bpf/guard.h, enum counter.
+PARTS = [abi.Counter[name] for name in ("EVENTS", "FOLDED", "QUIET", "HELD")]
+PARTS.append(abi.Counter.LOST_RING)
 # Kinds of finding that stand for one judged connect().
 CONNECTS = ("denied", "would-deny", "redirected", "allowed", "local")
-READ_FIELDS = ("KIND", "CONNECTION", "COUNT", "LOST_RING")
+READ_FIELDS = ("KIND", "CONNECTION", "COUNT", "LOST_RING", "LOST_RING_TOTAL")
 READ_FIELDS += ("WHAT", "STATE", "REPAIRED", "TIMES", "DETAIL", "BY_US")
 
 
@@ -46,12 +49,17 @@ def policy(
     )
 
 
-def build_connects(folder: Path) -> Path:
-    """Compile connects.c into folder, as a file that only root can write."""
-    program = folder / "connects"
-    subprocess.run(["gcc", "-O2", "-Wall", "-o", program, SOURCE], check=True)
+def build(folder: Path, name: str) -> Path:
+    """Compile one of this folder's programs, as a file that only root can write."""
+    program, source = folder / name, Path(__file__).with_name(f"{name}.c")
+    subprocess.run(["gcc", "-O2", "-Wall", "-o", program, source], check=True)
     program.chmod(0o755)
     return program
+
+
+def build_connects(folder: Path) -> Path:
+    """Compile connects.c into folder."""
+    return build(folder, "connects")
 
 
 @dataclass(frozen=True)
@@ -79,22 +87,32 @@ class Ledger:
     """What the journal says, beside what the kernel counted."""
 
     judged: int
+    counted: int  # all that the kernel says became of those; see enum counter
     kernel_folded: int
     kernel_lost: int
     findings: Counter[str]  # connection: how often it stands in the journal
-    folded: int  # sum over summaries
-    lost: int  # sum over LOST findings
+    summaries: Counter[str]  # likewise, by the first connection of each
+    folded: int  # sum over summaries, each once
+    lost: int  # as the LOST findings say
     kinds: Counter[str]
 
     @property
     def doubles(self) -> int:
-        """Count entries beyond the first of a connection."""
-        return sum(times - 1 for times in self.findings.values())
+        """Count entries beyond the first of a connection, or of a summary."""
+        entries = [*self.findings.values(), *self.summaries.values()]
+        return sum(times - 1 for times in entries)
 
     @property
     def accounted(self) -> int:
         """Count the judged connects that the journal knows of."""
         return len(self.findings) + self.folded + self.lost
+
+    def check(self) -> None:
+        """The sums are exact, in the kernel and in the journal."""
+        said = summary([self])
+        assert self.judged == self.counted, f"counters: {said}"
+        assert self.accounted == self.judged, f"journal: {said}"
+        assert (self.folded, self.lost) == (self.kernel_folded, self.kernel_lost), said
 
 
 class Guardd:
@@ -102,7 +120,8 @@ class Guardd:
 
     def __init__(self, site: Site, *options: str, **more: str | bool) -> None:
         """Start it; more: policy, cgroup or pin_dir instead of the site's, netns for
-        a network namespace of its own, output="closed pipe".
+        a network namespace of its own, memory for a cgroup of the memory
+        controller, output="closed pipe".
         """
         number = next(_numbers)
         self.messages: list[str] = []  # of sd_notify(3)
@@ -117,6 +136,8 @@ class Guardd:
         argv += ["--pin-dir", str(more.get("pin_dir", site.pin_dir))]
         # its own /run/systemd/journal: the one place where guardd writes to
         script = f'mount --bind "$0" {RUNTIME} && exec "$@"'
+        if more.get("memory"):  # a folder of the memory controller
+            script = f'echo $$ >"{more["memory"]}/cgroup.procs" && {script}'
         spaces = ["--mount", "--propagation", "private"]
         if more.get("netns"):
             spaces.append("--net")
@@ -319,25 +340,39 @@ class Site:
         counters = self.guard.counters()
         entries = self.entries()
         kinds = Counter(entry["KIND"] for entry in entries)
+        folded = [entry for entry in entries if entry["KIND"] == "summary"]
+        # a guardd that is killed in the act leaves the same to the next: such a
+        # summary has the same number, and such a loss the total beside it
+        counts = {entry["CONNECTION"]: int(entry.get("COUNT", 1)) for entry in folded}
         return Ledger(
             judged=counters[abi.Counter.JUDGED],
+            counted=sum(counters[counter] for counter in PARTS),
             kernel_folded=counters[abi.Counter.FOLDED],
             kernel_lost=counters[abi.Counter.LOST_RING],
             findings=Counter(
                 entry["CONNECTION"] for entry in entries if entry["KIND"] in CONNECTS
             ),
-            folded=sum(
-                int(entry.get("COUNT", 1))
-                for entry in entries
-                if entry["KIND"] == "summary"
-            ),
-            lost=sum(int(entry.get("LOST_RING", 0)) for entry in entries),
+            summaries=Counter(entry["CONNECTION"] for entry in folded),
+            folded=sum(counts.values()),
+            lost=max((int(e.get("LOST_RING_TOTAL", 0)) for e in entries), default=0),
             kinds=kinds,
         )
 
-    def settled(self, guardd: Guardd) -> Ledger:
+    def drained(self) -> bool:
+        """Tell whether the kernel holds nothing that guardd has yet to write."""
+        guard = self.guard
+        told = guard.about().get("told", {}).get("LOST_RING", 0)
+        return (
+            not ring_backlog(guard.map("ring").fd)
+            and not any(guard.map("folds").keys())
+            and told == self.count(abi.Counter.LOST_RING)
+        )
+
+    def settled(self, guardd: Guardd, limit: float = 30) -> Ledger:
         """Give the ledger once the journal accounts for every judged connect."""
         found: list[Ledger] = []
+        # first, because reading a large journal over and over takes for ever
+        guardd.until(self.drained, "guardd has written all", limit)
 
         def balanced() -> bool:
             found[:] = [self.ledger()]
