@@ -2,9 +2,10 @@
 /*
  * Many connections that are open at the same time: hold CGROUP PORT COUNT
  *
- * It listens at 127.0.0.1:PORT, enters CGROUP ("-": stays), opens COUNT connections
- * to itself and says what became of them as connects.c does. They stay open until
- * SIGTERM; then each is closed from the client's end, and it prints "closed".
+ * A child of it listens at 127.0.0.1:PORT and accepts. It enters CGROUP ("-": stays),
+ * opens COUNT connections and says what became of them as connects.c does. They stay
+ * open until SIGTERM; then each is closed, and it prints "closed". Two processes,
+ * because one may not have so many files open on every machine.
  */
 #include <arpa/inet.h>
 #include <errno.h>
@@ -13,6 +14,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <time.h>
@@ -44,11 +46,19 @@ static long long now_ns(void)
 	return now.tv_sec * 1000000000LL + now.tv_nsec;
 }
 
+static void serve(int listener)
+{
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	for (;;)
+		if (accept(listener, 0, 0) < 0)
+			die("accept");
+}
+
 int main(int argc, char **argv)
 {
 	struct sockaddr_in to = { .sin_family = AF_INET };
+	int listener, server, count, i, fd, last = 0, one = 1, number, *open;
 	long long began, passed = 0, denied = 0, other = 0;
-	int listener, count, i, last = 0, one = 1, number, *ends;
 	struct rlimit files;
 	sigset_t end;
 
@@ -57,10 +67,10 @@ int main(int argc, char **argv)
 		return 64;
 	}
 	count = atoi(argv[3]);
-	ends = calloc(2 * count, sizeof(*ends));
-	files.rlim_cur = files.rlim_max = 2 * count + 64;
-	if (setrlimit(RLIMIT_NOFILE, &files))
-		die("setrlimit");
+	open = calloc(count, sizeof(*open));
+	getrlimit(RLIMIT_NOFILE, &files);
+	files.rlim_cur = files.rlim_max;
+	setrlimit(RLIMIT_NOFILE, &files);
 	sigemptyset(&end);
 	sigaddset(&end, SIGTERM);
 	sigprocmask(SIG_BLOCK, &end, 0);
@@ -69,18 +79,19 @@ int main(int argc, char **argv)
 	listener = socket(AF_INET, SOCK_STREAM, 0);
 	setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
 	if (bind(listener, (struct sockaddr *)&to, sizeof(to)) ||
-	    listen(listener, 128))
+	    listen(listener, 4096))
 		die("listen");
+	server = fork();
+	if (!server)
+		serve(listener);
 	if (strcmp(argv[1], "-"))
 		enter(argv[1]);
 	began = now_ns();
 	for (i = 0; i < count; i++) {
-		ends[2 * i] = socket(AF_INET, SOCK_STREAM, 0);
-		ends[2 * i + 1] = -1;
-		if (!connect(ends[2 * i], (struct sockaddr *)&to, sizeof(to))) {
-			ends[2 * i + 1] = accept(listener, 0, 0);
-			if (ends[2 * i + 1] < 0)
-				die("accept");
+		fd = open[i] = socket(AF_INET, SOCK_STREAM, 0);
+		if (fd < 0)
+			die("socket");
+		if (!connect(fd, (struct sockaddr *)&to, sizeof(to))) {
 			passed++;
 		} else if (errno == EPERM) {
 			denied++;
@@ -95,9 +106,9 @@ int main(int argc, char **argv)
 	       count, passed, denied, other, last, now_ns() - began);
 	fflush(stdout);
 	sigwait(&end, &number);
-	for (i = 0; i < 2 * count; i++)
-		if (ends[i] >= 0)
-			close(ends[i]);
+	for (i = 0; i < count; i++)
+		close(open[i]);
+	kill(server, SIGKILL);
 	printf("closed\n");
 	return 0;
 }

@@ -301,11 +301,11 @@ class Site:
         self._loads.remove(load)
         return Tally.of(load)
 
-    def install(self, program: Path) -> None:
-        """Put a copy of connects.c's program there as dpkg does: by a rename."""
+    def install(self, program: Path, source: Path | None = None) -> None:
+        """Put a copy of a program (connects) there as dpkg does: by a rename."""
         program.parent.mkdir(exist_ok=True)
         new = program.with_name(f"{program.name}.dpkg-new")
-        shutil.copy2(self.connects, new)
+        shutil.copy2(source or self.connects, new)
         new.rename(program)
 
     def connect(
