@@ -121,7 +121,7 @@ class Journald:
             run = f"export LISTEN_FDS=1 LISTEN_PID=$$; {run} 3<&{fds[0]}"
         self._process = subprocess.Popen(
             ["unshare", "--mount", "--propagation", "private"]
-            + ["sh", "-ec", f"{script} && {run}"],
+            + ["bash", "-ec", f"{script} && {run}"],  # sh has only 10 descriptors
             start_new_session=True,
             pass_fds=fds,
         )

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.faults.memory import MemoryGroup
 from tests.faults.site import Site, build, build_connects
 from tests.faults.trial import Figure, Size, Trial
 
@@ -39,6 +41,17 @@ def flood(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def hold(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(tmp_path_factory.mktemp("hold"), "hold")
+
+
+@pytest.fixture
+def group() -> Iterator[MemoryGroup]:
+    """A memory cgroup; asked for before the site, it is removed after it."""
+    try:
+        group = MemoryGroup(f"smtp-guard-faults-{os.getpid()}")
+    except LookupError as error:
+        pytest.skip(str(error))
+    yield group
+    group.close()
 
 
 @pytest.fixture

@@ -134,6 +134,10 @@ class Trial:
             yield turn
             self.times += 1
 
+    def tell(self, note: str) -> None:
+        """Add to the note of the figures that settled() has kept."""
+        self._figures[-1].note += f", {note}"
+
     def settled(self, limit: float = 120) -> Ledger:
         """End the connects, check all sums, and keep the figures."""
         for lawful, load in self._loads:
