@@ -16,10 +16,10 @@ import time
 from collections.abc import Callable
 
 from guard.abi import Counter
-from guard.errors import GuardError, JournalError, TornEvent
+from guard.delivery import Delivery, Record
+from guard.errors import GuardError, TornEvent
 from guard.event import Event
 from guard.finding import Finding, Kind, Notice
-from guard.journal import JournalWriter
 from guard.kernel import Guard
 from guard.origin import Naming
 from guard.ring import LOSSES, Losses, Ring, finished_repeats
@@ -28,7 +28,6 @@ _POLL_MS = 200
 _LOOK_SECONDS = 1.0  # for finished windows and losses
 # Under a flood there is always one more event: look up after so many.
 _BATCH = 1024
-_AGAIN_SECONDS = 0.1  # after an error that came at once
 _FINISH_SECONDS = 2.0  # at the end, for what is in the ring; the rest stays there
 
 
@@ -43,14 +42,24 @@ class Scribe(threading.Thread):
         self._guard = guard
         self._naming = naming
         self._echo = echo
-        self._writer = JournalWriter()
+        self._record = Record(guard)
+        self._delivery = Delivery(self._record, self._say)
         self._notices: queue.SimpleQueue[Finding | Notice] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._everything = False
         self._losses = Losses(guard)
         self._ring = Ring(guard, self._on_event, self._on_torn)
-        self.trouble = ""  # what journald's last error said; "" when it takes
-        self.written = 0
+        self._trouble = ""  # with the guard
+
+    @property
+    def trouble(self) -> str:
+        """What is wrong with the way to the journal; "" when nothing is."""
+        return self._delivery.trouble or self._trouble
+
+    @property
+    def written(self) -> int:
+        """How many entries journald took."""
+        return self._delivery.written
 
     def tell(self, found: Finding | Notice) -> None:
         """Have this written as well, after the events that came before it."""
@@ -72,6 +81,7 @@ class Scribe(threading.Thread):
     def run(self) -> None:
         """Thread body."""
         look_at = time.monotonic()
+        self._tell_unkept()
         while not self._stopping.is_set():
             self._ring.poll(_POLL_MS, _BATCH)
             self._write_notices()
@@ -83,13 +93,19 @@ class Scribe(threading.Thread):
             pass
         self._look_or_complain()
         self._write_notices()
-        self._writer.close()
+        self._delivery.confirm()
+        self._delivery.close()
 
     def _look_or_complain(self) -> None:
+        self._delivery.confirm()
         try:
             self._look()
         except GuardError as error:  # pins removed before their first use
-            self._complain(error)
+            if not self._trouble:
+                self._say(error.report())
+            self._trouble = str(error)
+        else:
+            self._trouble = ""
 
     def _look(self) -> None:
         for repeats in finished_repeats(self._guard, self._everything):
@@ -98,6 +114,20 @@ class Scribe(threading.Thread):
         if news:
             self._write(_loss_notice(news, self._losses.totals(news)))
             self._losses.tell(news)
+
+    def _tell_unkept(self) -> None:
+        """Tell of findings that a guardd before this one had in hand at its end."""
+        moved, total = self._record.news()
+        if moved:
+            fields = {"LOST_JOURNAL": str(moved), "LOST_JOURNAL_TOTAL": str(total)}
+            text = (
+                "lost: journald took them and did not keep them, and guardd was ended"
+            )
+            text += f" before it could write them again: findings of {moved} connects"
+            now_us = time.time_ns() // 1000
+            self._write(Notice(Kind.LOST, now_us, text, 3, fields))
+            if self._delivery.confirm():
+                self._record.tell()
 
     def _write_notices(self) -> None:
         while not self._notices.empty():
@@ -117,22 +147,11 @@ class Scribe(threading.Thread):
         """
         with contextlib.suppress(OSError, ValueError):  # a reader that went away
             self._echo(found)
-        while True:
-            try:
-                self._writer.write(found, 1.0)
-            except JournalError as error:
-                self._complain(error)
-                time.sleep(_AGAIN_SECONDS)
-                continue
-            self.trouble = ""
-            self.written += 1
-            return
+        self._delivery.write(found)
 
-    def _complain(self, error: GuardError) -> None:
-        if not self.trouble:
-            with contextlib.suppress(OSError, ValueError):
-                sys.stderr.write(f"guardd: {error.report()}\n")
-        self.trouble = str(error)
+    def _say(self, text: str) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.write(f"guardd: {text}\n")
 
 
 def _loss_notice(news: dict[Counter, int], totals: dict[Counter, int]) -> Notice:

@@ -22,7 +22,7 @@ from typing import Any, Self
 
 from guard import abi, kernel
 from guard.ringbuf import ring_backlog
-from tests.journald import RUNTIME, Journald, until
+from tests.journald import RUNTIME, VOLATILE, Journald, until
 from tests.lab.lab import cgroup2_mount, kill_cgroup
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -33,7 +33,9 @@ PARTS = [abi.Counter[name] for name in ("EVENTS", "FOLDED", "QUIET", "HELD")]
 PARTS.append(abi.Counter.LOST_RING)
 # Kinds of finding that stand for one judged connect().
 CONNECTS = ("denied", "would-deny", "redirected", "allowed", "local")
+READ_FIELDS: tuple[str, ...]
 READ_FIELDS = ("KIND", "CONNECTION", "COUNT", "LOST_RING", "LOST_RING_TOTAL")
+READ_FIELDS += ("LOST_JOURNAL_TOTAL",)
 READ_FIELDS += ("WHAT", "STATE", "REPAIRED", "TIMES", "DETAIL", "BY_US")
 
 
@@ -90,6 +92,7 @@ class Ledger:
     counted: int  # all that the kernel says became of those; see enum counter
     kernel_folded: int
     kernel_lost: int
+    unkept: int  # connects in entries that journald dropped, and guardd could not save
     findings: Counter[str]  # connection: how often it stands in the journal
     summaries: Counter[str]  # likewise, by the first connection of each
     folded: int  # sum over summaries, each once
@@ -112,7 +115,8 @@ class Ledger:
         said = summary([self])
         assert self.judged == self.counted, f"counters: {said}"
         assert self.accounted == self.judged, f"journal: {said}"
-        assert (self.folded, self.lost) == (self.kernel_folded, self.kernel_lost), said
+        assert self.folded == self.kernel_folded, said
+        assert self.lost == self.kernel_lost + self.unkept, said
 
 
 class Guardd:
@@ -134,8 +138,9 @@ class Guardd:
         argv += ["--policy", str(more.get("policy", site.policy_file))]
         argv += ["--cgroup", str(more.get("cgroup", site.cgroup))]
         argv += ["--pin-dir", str(more.get("pin_dir", site.pin_dir))]
-        # its own /run/systemd/journal: the one place where guardd writes to
-        script = f'mount --bind "$0" {RUNTIME} && exec "$@"'
+        # its own /run/systemd/journal, which guardd writes to, and what it reads
+        script = f'mount --bind "{site.journald.directory}" {VOLATILE}'
+        script += f' && mount --bind "$0" {RUNTIME} && exec "$@"'
         if more.get("memory"):  # a folder of the memory controller
             script = f'echo $$ >"{more["memory"]}/cgroup.procs" && {script}'
         spaces = ["--mount", "--propagation", "private"]
@@ -223,6 +228,8 @@ class Site:
         self.journald = Journald(folder / "journald")
         self.policy_file = folder / "policy.toml"
         self.started: list[Guardd] = []
+        self._read: Counter[str] = Counter()  # findings that were in the journal
+        self._counts: dict[str, int] = {}  # likewise summaries
         self._loads: list[subprocess.Popen[str]] = []
         with socket.socket() as probe:  # a port where nobody listens
             probe.bind(("127.0.0.1", 0))
@@ -344,17 +351,27 @@ class Site:
         # a guardd that is killed in the act leaves the same to the next: such a
         # summary has the same number, and such a loss the total beside it
         counts = {entry["CONNECTION"]: int(entry.get("COUNT", 1)) for entry in folded}
+        # what was there once counts: journald deletes old files on a full disk
+        self._read |= Counter(
+            entry["CONNECTION"] for entry in entries if entry["KIND"] in CONNECTS
+        )
+        self._counts |= counts
         return Ledger(
             judged=counters[abi.Counter.JUDGED],
             counted=sum(counters[counter] for counter in PARTS),
             kernel_folded=counters[abi.Counter.FOLDED],
             kernel_lost=counters[abi.Counter.LOST_RING],
-            findings=Counter(
-                entry["CONNECTION"] for entry in entries if entry["KIND"] in CONNECTS
-            ),
+            unkept=int(self.guard.about().get("unkept", 0)),
+            findings=self._read.copy(),
             summaries=Counter(entry["CONNECTION"] for entry in folded),
-            folded=sum(counts.values()),
-            lost=max((int(e.get("LOST_RING_TOTAL", 0)) for e in entries), default=0),
+            folded=sum(self._counts.values()),
+            lost=sum(
+                max(
+                    (int(entry.get(f"{cause}_TOTAL", 0)) for entry in entries),
+                    default=0,
+                )
+                for cause in ("LOST_RING", "LOST_JOURNAL")
+            ),
             kinds=kinds,
         )
 

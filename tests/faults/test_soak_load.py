@@ -143,7 +143,13 @@ def test_a_flood(
         try:
             for _ in t.turns(1):
                 done = subprocess.run(
-                    [flood, site.cgroup, str(site.port), str(seconds), str(RATE)]
+                    [
+                        str(flood),
+                        str(site.cgroup),
+                        str(site.port),
+                        str(seconds),
+                        str(RATE),
+                    ]
                     + [str(processes), str(uids)],
                     stdout=subprocess.PIPE,
                     check=True,

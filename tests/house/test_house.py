@@ -33,6 +33,8 @@ STAGES = [
     "origin",
     "message",
     "journal",
+    "receipts",
+    "delivery",
     "query",
     "checks",
     "incident",
