@@ -43,7 +43,7 @@ def test_killed_at_random_moments(
     with trial(f"kill -9 of guardd ({how})", *options, window=window) as t:
         t.connecting(pause_us)
         for _ in t.turns(size(5, 334)):
-            time.sleep(chance.uniform(0.03, 0.8))
+            time.sleep(chance.uniform(0.03, 1.2))
             t.guardd.end(signal.SIGKILL)
             early += "READY=1" not in t.guardd.messages
             t.starting()
@@ -73,13 +73,13 @@ def test_programs_swapped(site: Site, trial: Trials, size: Size) -> None:
 
 
 def test_policies_reloaded(site: Site, trial: Trials, size: Size) -> None:
-    """Policies that differ in all but who is lawful, and some that are refused."""
+    """They differ in all but who is lawful, also in how long they fold; one is bad."""
     with trial("policy reload, alternating") as t:
         other = t.policy.replace(f"ports = [{site.port}]", f"ports = [25, {site.port}]")
         other += f'[[rule]]\nname = "x"\nverdict = "deny"\nports = {site.port + 1}\n'
         texts = (other, t.policy, "nonsense", t.policy.replace('"1s"', '"2s"'))
         t.connecting(20)
-        for turn in t.turns(size(30, 1000)):
+        for turn in t.turns(size(40, 1000)):
             site.write_policy(texts[turn % len(texts)])
             t.guardd.reload()
         t.settled()
