@@ -12,7 +12,7 @@ BPF_FLAGS := -O2 -g -target bpf -mcpu=v3 -D__TARGET_ARCH_$(BPF_ARCH) -Wall -Werr
 ARGS ?=
 
 ifneq ($(shell id -u),0)
-ifneq ($(filter setup run test demo bench,$(MAKECMDGOALS)),)
+ifneq ($(filter setup run test demo bench soak,$(MAKECMDGOALS)),)
 $(error must be run as root, it works on the kernel: sudo make $(MAKECMDGOALS))
 endif
 endif
@@ -51,6 +51,10 @@ demo: setup ## a rogue script against a mail host, in network namespaces
 .PHONY: bench
 bench: setup ## the figures of docs/, measured on this machine
 	@$(PYTHON) -m tests.bench $(ARGS)
+
+.PHONY: soak
+soak: setup ## the fault tests at full size, and docs/faults.md: half an hour
+	@$(PYTHON) -m tests.faults $(ARGS)
 
 .PHONY: lint
 lint: ## what tests/house checks: style, types, layers

@@ -134,7 +134,8 @@ class Guardd:
         self._notify.bind(str(path))
         threading.Thread(target=self._listen, daemon=True).start()
         self.log = site.folder / f"guardd-{number}.log"
-        argv = [sys.executable, "-m", "guard.daemon", "--foreground", *options]
+        argv = [sys.executable, "-X", "faulthandler", "-m", "guard.daemon"]
+        argv += ["--foreground", *options]
         argv += ["--policy", str(more.get("policy", site.policy_file))]
         argv += ["--cgroup", str(more.get("cgroup", site.cgroup))]
         argv += ["--pin-dir", str(more.get("pin_dir", site.pin_dir))]
@@ -190,7 +191,12 @@ class Guardd:
             assert ended is None, f"guardd ended with {ended}:\n{self.said()[-4000:]}"
             return bool(done())
 
-        until(condition, what, limit)
+        try:
+            until(condition, what, limit)
+        except AssertionError as error:
+            if self.process.poll() is None:  # what is it doing?
+                self.end(signal.SIGABRT)  # faulthandler(3) tells, for each thread
+            raise AssertionError(f"{error}\n{self.said()[-4000:]}") from None
 
     def send(self, number: signal.Signals) -> None:
         """Send it a signal."""
