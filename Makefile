@@ -12,7 +12,7 @@ BPF_FLAGS := -O2 -g -target bpf -mcpu=v3 -D__TARGET_ARCH_$(BPF_ARCH) -Wall -Werr
 ARGS ?=
 
 ifneq ($(shell id -u),0)
-ifneq ($(filter setup run test test-vm demo bench fuzz,$(MAKECMDGOALS)),)
+ifneq ($(filter setup run test test-vm demo bench fuzz soak,$(MAKECMDGOALS)),)
 $(error must be run as root, it works on the kernel: sudo make $(MAKECMDGOALS))
 endif
 endif
@@ -63,6 +63,10 @@ fuzz: setup ## hostile input, guided by coverage; ARGS='policy --seconds 600'
 .PHONY: security
 security: ## write the lists of SECURITY.md from tests/matrix.toml
 	$(PYTHON) -m tests.probes.security
+
+.PHONY: soak
+soak: setup ## the fault tests at full size, and docs/faults.md: half an hour
+	@$(PYTHON) -m tests.faults $(ARGS)
 
 .PHONY: lint
 lint: ## what tests/house checks: style, types, layers

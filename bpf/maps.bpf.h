@@ -123,10 +123,14 @@ struct {
 	__type(value, u64);
 } attempts SEC(".maps");
 
-/* A row for each that tried too often; 3.2 KB, two windows at most. */
+/*
+ * A row for each that tried too often; 3.2 KB, two windows at most. Room for two
+ * windows of 8,000: what has no row makes events, which keep guardd from emptying
+ * this in time, a storm that feeds itself.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 8192);
+	__uint(max_entries, 16384);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, struct fold_key);
 	__type(value, struct fold);

@@ -17,6 +17,7 @@ import os
 import re
 import select
 import socket
+import termios
 import time
 from collections.abc import Callable, Mapping
 from functools import lru_cache
@@ -268,7 +269,10 @@ class JournalWriter:
         Raises JournalError when it was not taken: journald is gone or does not
         read. Nothing was written then, and the same entry may be tried again.
         """
-        datagram = frame(lines(found))
+        self.send(frame(lines(found)), timeout)
+
+    def send(self, datagram: bytes, timeout: float) -> None:
+        """Hand over an entry that frame() made; as write()."""
         deadline = 0.0
         while True:
             try:
@@ -290,6 +294,14 @@ class JournalWriter:
             if now >= deadline:
                 raise JournalError(trouble, hint=_REMEDY)
             self._wait(deadline - now)
+
+    def unread(self) -> bool:
+        """Tell whether entries wait in the socket that journald has yet to read."""
+        if self._socket is None:
+            return False
+        # SIOCOUTQ, unix(7): bytes of ours that no recvmsg(2) has taken out
+        raw = fcntl.ioctl(self._socket, termios.TIOCOUTQ, bytes(4))
+        return any(raw)
 
     def _send(self, datagram: bytes) -> None:
         link = self._connected()

@@ -88,13 +88,10 @@ def finished_repeats(guard: Guard, everything: bool = False) -> Iterator[Repeats
     rather than never. everything: also windows that are not over (unload).
     """
     folds = guard.map("folds")
-    slot, window_ns = guard.slot, guard.policy().window_ns
+    window_ns = guard.policy().window_ns
     keys = list(folds.keys())
     # after the keys: a row of a window that began meanwhile is none of them
     now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-    if guard.slot != slot:
-        return  # a reload just now, perhaps with other windows: next time
-    # not "older than": a reload may have changed the length of windows
     current = now // window_ns if window_ns and not everything else None
     due = [key for key in keys if abi.FoldKey.from_buffer_copy(key).window != current]
     if not due:
@@ -105,10 +102,26 @@ def finished_repeats(guard: Guard, everything: bool = False) -> Iterator[Repeats
         if raw is None:
             continue
         row = abi.Fold.from_buffer_copy(raw)
+        number = abi.FoldKey.from_buffer_copy(key).window
+        if not everything and not _is_over(number, row.first.time_ns, window_ns, now):
+            continue
         if row.folded:
             first = raw[abi.Fold.first.offset :]
             yield Repeats(unpack_event(first), row.folded, row.last_ns)
         folds.delete(key)
+
+
+def _is_over(number: int, time_ns: int, window_ns: int, now: int) -> bool:
+    """Tell whether the window of that number, in which time_ns lies, has ended.
+
+    It may have another length than those of the policy in force, and the policy
+    that it is of may be in force again at any moment: then its rows count on. Of
+    such a window only the number and a moment within it are known: it is no longer
+    than time_ns / number.
+    """
+    if not number or (window_ns and time_ns // window_ns == number):
+        return not window_ns or number != now // window_ns
+    return now > time_ns + time_ns // number
 
 
 class Losses:
@@ -128,6 +141,14 @@ class Losses:
             for counter, before in self._told.items()
             if now[counter] != before
         }
+
+    def totals(self, news: dict[Counter, int]) -> dict[Counter, int]:
+        """Give where the counters of this news stand since the guard was loaded.
+
+        A process killed between writing and tell() has its news told again by the
+        next one, with what came since: only the totals add up then.
+        """
+        return {counter: self._told[counter] + moved for counter, moved in news.items()}
 
     def tell(self, news: dict[Counter, int]) -> None:
         """Remember that these were journalled."""

@@ -16,10 +16,10 @@ import time
 from collections.abc import Callable
 
 from guard.abi import Counter
-from guard.errors import GuardError, JournalError, TornEvent
+from guard.delivery import Delivery, Forgetful, Record
+from guard.errors import GuardError, TornEvent
 from guard.event import Event
 from guard.finding import Finding, Kind, Notice
-from guard.journal import JournalWriter
 from guard.kernel import Guard
 from guard.origin import Naming
 from guard.ring import LOSSES, Losses, Ring, finished_repeats
@@ -29,23 +29,38 @@ _LOOK_SECONDS = 1.0  # for finished windows and losses
 # Under a flood there is always one more event: look up after so many.
 _BATCH = 1024
 _MOST_WAITING = 20_000  # findings that are not in the ring, some 2 KB each
-_AGAIN_SECONDS = 0.1  # after an error that came at once
 _FINISH_SECONDS = 2.0  # at the end, for what is in the ring; the rest stays there
 
 
 class Clerk(threading.Thread):
     """Writes to the journal what it is told, until told to stop."""
 
-    def __init__(self, echo: Callable[[Finding | Notice], None]) -> None:
-        """Begin with nothing to write; echo is called with all that is written."""
+    def __init__(
+        self,
+        echo: Callable[[Finding | Notice], None],
+        record: Record | Forgetful | None = None,
+    ) -> None:
+        """Begin with nothing to write; echo is called with all that is written.
+
+        record is of what journald took and did not keep.
+        """
         super().__init__(name="scribe", daemon=True)
         self._echo = echo
-        self._writer = JournalWriter()
+        self._delivery = Delivery(record or Forgetful(), self._say)
         self._notices: queue.SimpleQueue[Finding | Notice] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._dropped = 0  # told, but too many waited already
-        self.trouble = ""  # what journald's last error said; "" when it takes
-        self.written = 0
+        self._trouble = ""  # with the guard
+
+    @property
+    def trouble(self) -> str:
+        """What is wrong with the way to the journal; "" when nothing is."""
+        return self._delivery.trouble or self._trouble
+
+    @property
+    def written(self) -> int:
+        """How many entries journald took."""
+        return self._delivery.written
 
     def tell(self, found: Finding | Notice) -> None:
         """Have this written as well, after the events that came before it.
@@ -69,23 +84,21 @@ class Clerk(threading.Thread):
             with contextlib.suppress(queue.Empty):
                 self._write(self._notices.get(timeout=_POLL_MS / 1000))
             self._write_notices()
+            self._delivery.confirm()
+        self._finish()
+
+    def _finish(self) -> None:
         self._write_notices()
-        self._writer.close()
+        self._delivery.confirm()
+        self._delivery.close()
 
     def _write_notices(self) -> None:
         while not self._notices.empty():
             self._write(self._notices.get())
         if dropped := self._dropped:
-            self._write(
-                Notice(
-                    Kind.LOST,
-                    time.time_ns() // 1000,
-                    f"lost: {dropped} (findings beyond {_MOST_WAITING} that waited "
-                    "for journald)",
-                    3,
-                    {"DROPPED": str(dropped)},
-                )
-            )
+            text = f"lost: {dropped} (findings beyond {_MOST_WAITING} that waited for"
+            now_us, fields = time.time_ns() // 1000, {"DROPPED": str(dropped)}
+            self._write(Notice(Kind.LOST, now_us, f"{text} journald)", 3, fields))
             self._dropped -= dropped
 
     def _write(self, found: Finding | Notice) -> None:
@@ -94,22 +107,11 @@ class Clerk(threading.Thread):
         """
         with contextlib.suppress(OSError, ValueError):  # a reader that went away
             self._echo(found)
-        while True:
-            try:
-                self._writer.write(found, 1.0)
-            except JournalError as error:
-                self._complain(error)
-                time.sleep(_AGAIN_SECONDS)
-                continue
-            self.trouble = ""
-            self.written += 1
-            return
+        self._delivery.write(found)
 
-    def _complain(self, error: GuardError) -> None:
-        if not self.trouble:
-            with contextlib.suppress(OSError, ValueError):
-                sys.stderr.write(f"guardd: {error.report()}\n")
-        self.trouble = str(error)
+    def _say(self, text: str) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.write(f"guardd: {text}\n")
 
 
 class Scribe(Clerk):
@@ -119,7 +121,8 @@ class Scribe(Clerk):
         self, guard: Guard, naming: Naming, echo: Callable[[Finding | Notice], None]
     ) -> None:
         """Write for this guard; echo is called with all that is written."""
-        super().__init__(echo)
+        self._record = Record(guard)
+        super().__init__(echo, self._record)
         self._guard = guard
         self._naming = naming
         self._everything = False
@@ -140,6 +143,7 @@ class Scribe(Clerk):
     def run(self) -> None:
         """Thread body."""
         look_at = time.monotonic()
+        self._tell_unkept()
         while not self._stopping.is_set():
             self._ring.poll(_POLL_MS, _BATCH)
             self._write_notices()
@@ -150,22 +154,40 @@ class Scribe(Clerk):
         while self._ring.consume(_BATCH) == _BATCH and time.monotonic() < end:
             pass
         self._look_or_complain()
-        self._write_notices()
-        self._writer.close()
+        self._finish()
 
     def _look_or_complain(self) -> None:
+        self._delivery.confirm()
         try:
             self._look()
         except GuardError as error:  # pins removed before their first use
-            self._complain(error)
+            if not self._trouble:
+                self._say(error.report())
+            self._trouble = str(error)
+        else:
+            self._trouble = ""
 
     def _look(self) -> None:
         for repeats in finished_repeats(self._guard, self._everything):
             self._write(self._naming.summary(repeats))
         news = self._losses.news()
         if news:
-            self._write(_loss_notice(news))
+            self._write(_loss_notice(news, self._losses.totals(news)))
             self._losses.tell(news)
+
+    def _tell_unkept(self) -> None:
+        """Tell of findings that a guardd before this one had in hand at its end."""
+        moved, total = self._record.news()
+        if moved:
+            fields = {"LOST_JOURNAL": str(moved), "LOST_JOURNAL_TOTAL": str(total)}
+            text = (
+                "lost: journald took them and did not keep them, and guardd was ended"
+            )
+            text += f" before it could write them again: findings of {moved} connects"
+            now_us = time.time_ns() // 1000
+            self._write(Notice(Kind.LOST, now_us, text, 3, fields))
+            if self._delivery.confirm():
+                self._record.tell()
 
     def _on_event(self, event: Event) -> None:
         self._write(self._naming.finding(event))
@@ -176,12 +198,13 @@ class Scribe(Clerk):
         )
 
 
-def _loss_notice(news: dict[Counter, int]) -> Notice:
+def _loss_notice(news: dict[Counter, int], totals: dict[Counter, int]) -> Notice:
     parts = [f"{moved} ({LOSSES[counter]})" for counter, moved in news.items()]
     return Notice(
         kind=Kind.LOST,
         time_us=time.time_ns() // 1000,
         message="lost: " + "; ".join(parts),
         priority=3,
-        fields={counter.name: str(moved) for counter, moved in news.items()},
+        fields={counter.name: str(moved) for counter, moved in news.items()}
+        | {f"{counter.name}_TOTAL": str(total) for counter, total in totals.items()},
     )

@@ -16,6 +16,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -69,6 +70,7 @@ class Journald:
         self.directory = directory / "log" if directory else VOLATILE
         self._mounts: list[tuple[Path, Path]] = []
         self._process: subprocess.Popen[bytes] | None = None
+        self._kept: socket.socket | None = None
         if directory:
             self.runtime.mkdir(parents=True)
             self.directory.mkdir()
@@ -82,23 +84,46 @@ class Journald:
         assert self._process, "journald is not running"
         return self._process.pid
 
+    def keep_socket(self) -> None:
+        """Hold its socket from now on, as systemd does: what it has not read when it
+        is stopped waits there for the next one.
+
+        Bound inside of the namespace, because journald asks for the name.
+        """
+        self._kept = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.socket.unlink(missing_ok=True)
+        bind = f"import socket as s; s.socket(fileno=%d).bind('{RUNTIME}/socket')"
+        subprocess.run(
+            ["unshare", "--mount", "--propagation", "private", "sh", "-ec"]
+            + [f"mount --bind '{self.runtime}' '{RUNTIME}' && exec \"$@\"", "sh"]
+            + [sys.executable, "-c", bind % self._kept.fileno()],
+            pass_fds=[self._kept.fileno()],
+            check=True,
+        )
+
     def start(self) -> None:
         """Start it and wait until it serves its socket."""
         place = self._base or LOCKS
         config = place / "smtp-guard-test-journald.conf"
         config.write_text(CONFIG)
         # Left by one that was killed, these would look like answers of this one.
-        for name in ("socket", "dev-log", "stdout", "io.systemd.journal"):
+        names = ["dev-log", "stdout", "io.systemd.journal"]
+        for name in names + ["socket"] * (not self._kept):
             (self.runtime / name).unlink(missing_ok=True)
         self.runtime.mkdir(parents=True, exist_ok=True)
         binds = [*self._mounts, (config, Path("/etc/systemd/journald.conf"))]
         script = " && ".join(
             f"mount --bind '{here}' '{there}'" for here, there in binds
         )
+        fds = [self._kept.fileno()] if self._kept else []
+        run = f"exec {PROGRAM}"
+        if fds:  # sd_listen_fds(3)
+            run = f"export LISTEN_FDS=1 LISTEN_PID=$$; {run} 3<&{fds[0]}"
         self._process = subprocess.Popen(
             ["unshare", "--mount", "--propagation", "private"]
-            + ["sh", "-ec", f"{script} && exec {PROGRAM}"],
+            + ["bash", "-ec", f"{script} && {run}"],  # sh has only 10 descriptors
             start_new_session=True,
+            pass_fds=fds,
         )
         until(self._ready, "journald's start")
 

@@ -12,7 +12,7 @@ from guard.ringbuf import ring_backlog
 from tests.bench.figure import Figure
 from tests.faults.site import CHECKOUT, Site, policy
 from tests.faults.test_notify import resident_kb
-from tests.journald import RUNTIME
+from tests.journald import RUNTIME, VOLATILE
 
 STARTS, FINDINGS = 7, 20_000
 DRAINS, EVENTS = 5, 20_000
@@ -100,10 +100,12 @@ def to_journal(site: Site) -> list[Figure]:
 
 
 def _drain(site: Site, how: str) -> float:
-    script = f'mount --bind "$0" {RUNTIME} && exec "$@"'
+    script = f'mount --bind "$0" {RUNTIME} && mount --bind "$1" {VOLATILE}'
+    script += ' && shift && exec "$@"'
     done = subprocess.run(
         ["unshare", "--mount", "--propagation", "private", "sh", "-ec", script]
-        + [str(site.journald.runtime), sys.executable, "-m", "tests.bench.drain"]
+        + [str(site.journald.runtime), str(site.journald.directory)]
+        + [sys.executable, "-m", "tests.bench.drain"]
         + [how, str(site.pin_dir), str(EVENTS)],
         cwd=CHECKOUT,
         stdout=subprocess.PIPE,

@@ -21,16 +21,21 @@ from types import TracebackType
 from typing import Any, Self
 
 from guard import abi, kernel
-from tests.journald import RUNTIME, Journald, until
+from guard.ringbuf import ring_backlog
+from tests.journald import RUNTIME, VOLATILE, Journald, until
 from tests.lab.lab import cgroup2_mount, kill_cgroup
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-SOURCE = Path(__file__).with_name("connects.c")
 _numbers = itertools.count()
 
+# What becomes of a judged connect(): bpf/guard.h, enum counter.
+PARTS = [abi.Counter[name] for name in ("EVENTS", "FOLDED", "QUIET", "HELD")]
+PARTS.append(abi.Counter.LOST_RING)
 # Kinds of finding that stand for one judged connect().
 CONNECTS = ("denied", "would-deny", "redirected", "allowed", "local")
-READ_FIELDS = ("KIND", "CONNECTION", "COUNT", "LOST_RING")
+READ_FIELDS: tuple[str, ...]
+READ_FIELDS = ("KIND", "CONNECTION", "COUNT", "LOST_RING", "LOST_RING_TOTAL")
+READ_FIELDS += ("LOST_JOURNAL_TOTAL",)
 READ_FIELDS += ("TIME_US", "WHAT", "STATE", "REPAIRED", "TIMES", "DETAIL", "BY_US")
 
 
@@ -46,12 +51,17 @@ def policy(
     )
 
 
-def build_connects(folder: Path) -> Path:
-    """Compile connects.c into folder, as a file that only root can write."""
-    program = folder / "connects"
-    subprocess.run(["gcc", "-O2", "-Wall", "-o", program, SOURCE], check=True)
+def build(folder: Path, name: str) -> Path:
+    """Compile one of this folder's programs, as a file that only root can write."""
+    program, source = folder / name, Path(__file__).with_name(f"{name}.c")
+    subprocess.run(["gcc", "-O2", "-Wall", "-o", program, source], check=True)
     program.chmod(0o755)
     return program
+
+
+def build_connects(folder: Path) -> Path:
+    """Compile connects.c into folder."""
+    return build(folder, "connects")
 
 
 @dataclass(frozen=True)
@@ -79,22 +89,34 @@ class Ledger:
     """What the journal says, beside what the kernel counted."""
 
     judged: int
+    counted: int  # all that the kernel says became of those; see enum counter
     kernel_folded: int
     kernel_lost: int
+    unkept: int  # connects in entries that journald dropped, and guardd could not save
     findings: Counter[str]  # connection: how often it stands in the journal
-    folded: int  # sum over summaries
-    lost: int  # sum over LOST findings
+    summaries: Counter[str]  # likewise, by the first connection of each
+    folded: int  # sum over summaries, each once
+    lost: int  # as the LOST findings say
     kinds: Counter[str]
 
     @property
     def doubles(self) -> int:
-        """Count entries beyond the first of a connection."""
-        return sum(times - 1 for times in self.findings.values())
+        """Count entries beyond the first of a connection, or of a summary."""
+        entries = [*self.findings.values(), *self.summaries.values()]
+        return sum(times - 1 for times in entries)
 
     @property
     def accounted(self) -> int:
         """Count the judged connects that the journal knows of."""
         return len(self.findings) + self.folded + self.lost
+
+    def check(self) -> None:
+        """The sums are exact, in the kernel and in the journal."""
+        said = summary([self])
+        assert self.judged == self.counted, f"counters: {said}"
+        assert self.accounted == self.judged, f"journal: {said}"
+        assert self.folded == self.kernel_folded, said
+        assert self.lost == self.kernel_lost + self.unkept, said
 
 
 class Guardd:
@@ -102,8 +124,8 @@ class Guardd:
 
     def __init__(self, site: Site, *options: str, **more: str | bool) -> None:
         """Start it; more: policy, cgroup or pin_dir instead of the site's, netns for
-        a network namespace of its own (or a file that leads to one), output="closed
-        pipe".
+        a network namespace of its own (or a file that leads to one), memory for a
+        cgroup of the memory controller, output="closed pipe".
         """
         number = next(_numbers)
         self.messages: list[str] = []  # of sd_notify(3)
@@ -112,12 +134,16 @@ class Guardd:
         self._notify.bind(str(path))
         threading.Thread(target=self._listen, daemon=True).start()
         self.log = site.folder / f"guardd-{number}.log"
-        argv = [sys.executable, "-m", "guard.daemon", "--foreground", *options]
+        argv = [sys.executable, "-X", "faulthandler", "-m", "guard.daemon"]
+        argv += ["--foreground", *options]
         argv += ["--policy", str(more.get("policy", site.policy_file))]
         argv += ["--cgroup", str(more.get("cgroup", site.cgroup))]
         argv += ["--pin-dir", str(more.get("pin_dir", site.pin_dir))]
-        # its own /run/systemd/journal: the one place where guardd writes to
-        script = f'mount --bind "$0" {RUNTIME} && exec "$@"'
+        # its own /run/systemd/journal, which guardd writes to, and what it reads
+        script = f'mount --bind "{site.journald.directory}" {VOLATILE}'
+        script += f' && mount --bind "$0" {RUNTIME} && exec "$@"'
+        if more.get("memory"):  # a folder of the memory controller
+            script = f'echo $$ >"{more["memory"]}/cgroup.procs" && {script}'
         spaces = ["--mount", "--propagation", "private"]
         inside: list[str] = []
         if isinstance(netns := more.get("netns"), str):
@@ -168,7 +194,12 @@ class Guardd:
             assert ended is None, f"guardd ended with {ended}:\n{self.said()[-4000:]}"
             return bool(done())
 
-        until(condition, what, limit)
+        try:
+            until(condition, what, limit)
+        except AssertionError as error:
+            if self.process.poll() is None:  # what is it doing?
+                self.end(signal.SIGABRT)  # faulthandler(3) tells, for each thread
+            raise AssertionError(f"{error}\n{self.said()[-4000:]}") from None
 
     def send(self, number: signal.Signals) -> None:
         """Send it a signal."""
@@ -206,6 +237,8 @@ class Site:
         self.journald = Journald(folder / "journald")
         self.policy_file = folder / "policy.toml"
         self.started: list[Guardd] = []
+        self._read: Counter[str] = Counter()  # findings that were in the journal
+        self._counts: dict[str, int] = {}  # likewise summaries
         self._loads: list[subprocess.Popen[str]] = []
         with socket.socket() as probe:  # a port where nobody listens
             probe.bind(("127.0.0.1", 0))
@@ -284,11 +317,11 @@ class Site:
         self._loads.remove(load)
         return Tally.of(load)
 
-    def install(self, program: Path) -> None:
-        """Put a copy of connects.c's program there as dpkg does: by a rename."""
+    def install(self, program: Path, source: Path | None = None) -> None:
+        """Put a copy of a program (connects) there as dpkg does: by a rename."""
         program.parent.mkdir(exist_ok=True)
         new = program.with_name(f"{program.name}.dpkg-new")
-        shutil.copy2(self.connects, new)
+        shutil.copy2(source or self.connects, new)
         new.rename(program)
 
     def connect(
@@ -323,25 +356,49 @@ class Site:
         counters = self.guard.counters()
         entries = self.entries()
         kinds = Counter(entry["KIND"] for entry in entries)
+        folded = [entry for entry in entries if entry["KIND"] == "summary"]
+        # a guardd that is killed in the act leaves the same to the next: such a
+        # summary has the same number, and such a loss the total beside it
+        counts = {entry["CONNECTION"]: int(entry.get("COUNT", 1)) for entry in folded}
+        # what was there once counts: journald deletes old files on a full disk
+        self._read |= Counter(
+            entry["CONNECTION"] for entry in entries if entry["KIND"] in CONNECTS
+        )
+        self._counts |= counts
         return Ledger(
             judged=counters[abi.Counter.JUDGED],
+            counted=sum(counters[counter] for counter in PARTS),
             kernel_folded=counters[abi.Counter.FOLDED],
             kernel_lost=counters[abi.Counter.LOST_RING],
-            findings=Counter(
-                entry["CONNECTION"] for entry in entries if entry["KIND"] in CONNECTS
+            unkept=int(self.guard.about().get("unkept", 0)),
+            findings=self._read.copy(),
+            summaries=Counter(entry["CONNECTION"] for entry in folded),
+            folded=sum(self._counts.values()),
+            lost=sum(
+                max(
+                    (int(entry.get(f"{cause}_TOTAL", 0)) for entry in entries),
+                    default=0,
+                )
+                for cause in ("LOST_RING", "LOST_JOURNAL")
             ),
-            folded=sum(
-                int(entry.get("COUNT", 1))
-                for entry in entries
-                if entry["KIND"] == "summary"
-            ),
-            lost=sum(int(entry.get("LOST_RING", 0)) for entry in entries),
             kinds=kinds,
         )
 
-    def settled(self, guardd: Guardd) -> Ledger:
+    def drained(self) -> bool:
+        """Tell whether the kernel holds nothing that guardd has yet to write."""
+        guard = self.guard
+        told = guard.about().get("told", {}).get("LOST_RING", 0)
+        return (
+            not ring_backlog(guard.map("ring").fd)
+            and not any(guard.map("folds").keys())
+            and told == self.count(abi.Counter.LOST_RING)
+        )
+
+    def settled(self, guardd: Guardd, limit: float = 30) -> Ledger:
         """Give the ledger once the journal accounts for every judged connect."""
         found: list[Ledger] = []
+        # first, because reading a large journal over and over takes for ever
+        guardd.until(self.drained, "guardd has written all", limit)
 
         def balanced() -> bool:
             found[:] = [self.ledger()]

@@ -34,6 +34,8 @@ STAGES = [
     "procfs",
     "message",
     "journal",
+    "receipts",
+    "delivery",
     "query",
     "checks",
     "incident",

@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Entries handed to journald, and handed over again when it did not keep them.
+
+journald takes an entry and drops it without a word when its disk is full or its rate
+limit is met. What was sent since the journal was last seen to have everything is
+therefore kept here, a few thousand entries at most; all others wait in the kernel.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from guard.errors import JournalError
+from guard.finding import Finding, Kind
+from guard.journal import Found, JournalWriter, frame, lines
+from guard.kernel import Guard
+from guard.receipts import Receipts
+
+UNSURE = 4096  # entries; some 6 MB
+_AGAIN_SECONDS = 0.1  # after an error that came at once
+_PROBE_SECONDS = 1.0  # between two attempts while nothing is kept
+_SLOW_SECONDS = 1.0  # for journald to read what waits in its socket
+_HAND_SECONDS = 0.2  # for the entry that it has in hand then
+_LOOK_SECONDS = 0.002
+
+
+class _Fate(enum.Enum):
+    """What became of all that was sent."""
+
+    KEPT = enum.auto()
+    DROPPED = enum.auto()  # not all is in the journal, and journald has read all
+    SLOW = enum.auto()
+    UNKNOWN = (
+        enum.auto()
+    )  # no entry was ever seen to arrive: no journal that we can read
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """An entry that journald took."""
+
+    datagram: bytes
+    field: bytes  # NAME=value that no other entry has; empty: there is none
+    connects: int  # that it stands for
+
+
+class Record:
+    """What the guard's record says of the way to the journal, over restarts."""
+
+    def __init__(self, guard: Guard) -> None:
+        """Begin where the last process ended."""
+        self._guard = guard
+        about = guard.about()
+        # this host has a journal, and none is left out by intention
+        self.proven = bool(about.get("receipts"))
+        self._lost = int(about.get("unkept", 0))  # by processes that have ended
+        self._told = int(about.get("unkept_told", 0))
+        self._unkept = 0
+
+    def prove(self) -> None:
+        """Entries were seen to arrive in this host's journal."""
+        if not self.proven:
+            self.proven = True
+            self._guard.set_about(receipts=1)
+
+    def unkept(self, connects: int) -> None:
+        """So many connects are in entries that journald dropped; 0: none any more.
+
+        Recorded because they are lost when this process is ended now.
+        """
+        if connects != self._unkept:
+            self._unkept = connects
+            self._guard.set_about(unkept=self._lost + connects)
+
+    def news(self) -> tuple[int, int]:
+        """Give how many connects such processes have lost since it was told, and
+        since the guard was loaded."""
+        return self._lost - self._told, self._lost
+
+    def tell(self) -> None:
+        """These were journalled."""
+        self._told = self._lost
+        self._guard.set_about(unkept_told=self._told)
+
+
+class Forgetful:
+    """The same where no guard is loaded that could keep it."""
+
+    proven = False
+
+    def prove(self) -> None:
+        """Entries were seen to arrive in this host's journal."""
+        self.proven = True
+
+    def unkept(self, connects: int) -> None:
+        """So many are lost when this process is ended now, and nobody will know."""
+
+
+class Delivery:
+    """Brings entries into the journal, however long it takes."""
+
+    def __init__(
+        self, record: Record | Forgetful, complain: Callable[[str], None]
+    ) -> None:
+        """Begin; complain is told what is wrong with journald."""
+        self._writer = JournalWriter()
+        self._receipts = Receipts(os.getpid())
+        self._record, self._complain = record, complain
+        self._unsure: list[_Sent] = []
+        self._sent = 0
+        self.written = 0
+        self.trouble = ""  # what is wrong with journald; "" when nothing is
+
+    def write(self, found: Found) -> None:
+        """Hand over one entry, waiting as long as journald does not take it."""
+        sent = _Sent(frame(lines(found)), _own_field(found), _connects(found))
+        self._hand_over(sent.datagram)
+        self.written += 1
+        self._unsure.append(sent)
+        if len(self._unsure) >= UNSURE:
+            self.confirm()
+
+    def confirm(self) -> bool:
+        """Return when all that was sent is in the journal, or nobody can tell.
+
+        False: journald has not read it all, which is to be asked again.
+        """
+        while self._unsure:
+            fate = self._fate()
+            if fate is _Fate.SLOW:
+                return False
+            if fate is not _Fate.DROPPED:
+                self._unsure.clear()
+                break
+            self._keep_missing()
+            self._fail(
+                JournalError(
+                    "journald keeps nothing of what it takes",
+                    hint="is its disk full? journalctl --disk-usage",
+                )
+            )
+            self._send_again()
+        self._record.unkept(0)
+        self.trouble = ""
+        return True
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._writer.close()
+
+    def _hand_over(self, datagram: bytes) -> None:
+        while True:
+            try:
+                self._writer.send(datagram, 1.0)
+            except JournalError as error:
+                self._fail(error)
+                time.sleep(_AGAIN_SECONDS)
+                continue
+            if not self._unsure:
+                self.trouble = ""
+            self._sent += 1
+            return
+
+    def _fail(self, error: JournalError) -> None:
+        if not self.trouble:
+            self._complain(error.report())
+        self.trouble = str(error)
+
+    def _fate(self) -> _Fate:
+        end = time.monotonic() + _SLOW_SECONDS
+        in_hand = 0.0  # when all but the entry in hand must be in the journal
+        while (kept := self._receipts.kept()) < self._sent:
+            now = time.monotonic()
+            if not in_hand and not self._writer.unread():
+                in_hand = now + _HAND_SECONDS
+            if in_hand and now >= in_hand:
+                break
+            if not in_hand and now >= end:
+                return _Fate.SLOW
+            time.sleep(_LOOK_SECONDS)
+        if kept < self._sent:
+            return _Fate.DROPPED if self._record.proven else _Fate.UNKNOWN
+        self._sent = kept
+        self._record.prove()
+        return _Fate.KEPT
+
+    def _keep_missing(self) -> None:
+        """Forget what is in the journal, and record how much is not."""
+        self._unsure = [
+            sent
+            for sent in self._unsure
+            if not sent.field or not self._receipts.has(sent.field)
+        ]
+        self._record.unkept(sum(sent.connects for sent in self._unsure))
+
+    def _send_again(self) -> None:
+        """Try with one; when that is kept, send all others."""
+        if not self._unsure:
+            return
+        time.sleep(_PROBE_SECONDS)
+        self._sent = self._receipts.kept()
+        self._hand_over(self._unsure[0].datagram)
+        if self._fate() is _Fate.KEPT:
+            del self._unsure[0]
+            for sent in self._unsure:
+                self._hand_over(sent.datagram)
+
+
+_CONNECTS = (Kind.DENIED, Kind.WOULD_DENY, Kind.REDIRECTED, Kind.ALLOWED, Kind.LOCAL)
+
+
+def _own_field(found: Found) -> bytes:
+    """Give the field that no other entry has; empty: written twice rather than not.
+
+    The end of a connection has the number of its beginning.
+    """
+    if isinstance(found, Finding) and found.kind in _CONNECTS:
+        return f"SMTPGUARD_CONNECTION={found.connection}".encode()
+    return b""
+
+
+def _connects(found: Found) -> int:
+    """Give how many judged connects an entry stands for."""
+    if isinstance(found, Finding) and found.kind in (*_CONNECTS, Kind.SUMMARY):
+        return found.count
+    return 0

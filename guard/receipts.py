@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Has journald kept what it took? Asked of the journal's files themselves.
+
+journald acknowledges nothing: with its disk full, or its rate limit met, it takes an
+entry and drops it. How many entries a process has in a file stands in the file, with
+the data object of its _PID field; looking that up is five short reads, where going
+through the entries would map the whole journal into guardd.
+
+Layout: "Journal File Format" in systemd's documentation, journal-def.h.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+FOLDERS = (Path("/run/log/journal"), Path("/var/log/journal"))
+_ACTIVE = "system.journal"  # archived ones are system@….journal, or .journal~
+_HEADER = struct.Struct("<8s4xI8x16s64xQQ")  # as far as the size of the data hash table
+_ITEM = struct.Struct("<QQ")  # of a hash table: first and last object
+_DATA = struct.Struct("<BB6xQQQQQQQ")  # struct DataObject as far as n_entries
+_KEYED_HASH, _COMPACT = 4, 16  # HEADER_INCOMPATIBLE_*
+_LONGEST_CHAIN = 10_000
+_WORD = 2**64 - 1
+
+
+def siphash24(data: bytes, key: bytes) -> int:
+    """Give SipHash-2-4 of data (Aumasson and Bernstein, 2012) with a 16-byte key."""
+    k0, k1 = struct.unpack("<QQ", key)
+    v: list[int] = [
+        k0 ^ 0x736F6D6570736575,
+        k1 ^ 0x646F72616E646F6D,
+        k0 ^ 0x6C7967656E657261,
+        k1 ^ 0x7465646279746573,
+    ]
+
+    def turn(word: int, bits: int) -> int:
+        return (word << bits | word >> (64 - bits)) & _WORD
+
+    def rounds(times: int) -> None:
+        for _ in range(times):
+            v[0] = (v[0] + v[1]) & _WORD
+            v[1] = turn(v[1], 13) ^ v[0]
+            v[0] = turn(v[0], 32)
+            v[2] = (v[2] + v[3]) & _WORD
+            v[3] = turn(v[3], 16) ^ v[2]
+            v[0] = (v[0] + v[3]) & _WORD
+            v[3] = turn(v[3], 21) ^ v[0]
+            v[2] = (v[2] + v[1]) & _WORD
+            v[1] = turn(v[1], 17) ^ v[2]
+            v[2] = turn(v[2], 32)
+
+    whole = len(data) // 8 * 8
+    last = data[whole:].ljust(7, b"\0") + bytes([len(data) & 0xFF])
+    for (word,) in struct.iter_unpack("<Q", data[:whole] + last):
+        v[3] ^= word
+        rounds(2)
+        v[0] ^= word
+    v[2] ^= 0xFF
+    rounds(4)
+    return v[0] ^ v[1] ^ v[2] ^ v[3]
+
+
+def entries_with(file: int, field: bytes) -> tuple[bytes, int]:
+    """Tell of an open journal file its id, and how many entries have a field.
+
+    field is NAME=value. Raises ValueError for a file that this cannot read: torn,
+    or written by a systemd before 246, which hashed in another way.
+    """
+    try:
+        magic, flags, file_id, table, size = _HEADER.unpack(
+            os.pread(file, _HEADER.size, 0)
+        )
+        if magic != b"LPKSHHRH" or not flags & _KEYED_HASH or size < _ITEM.size:
+            raise ValueError("no journal file with keyed hashes")
+        wanted = siphash24(field, file_id)
+        bucket = table + wanted % (size // _ITEM.size) * _ITEM.size
+        at, _ = _ITEM.unpack(os.pread(file, _ITEM.size, bucket))
+        payload = _DATA.size + 8 * bool(flags & _COMPACT)
+        for _ in range(_LONGEST_CHAIN):
+            if not at:
+                return bytes(file_id), 0
+            raw = os.pread(file, payload + len(field), at)
+            _, _, length, hashed, following, *_ = _DATA.unpack_from(raw)
+            same = hashed == wanted and length == payload + len(field)
+            if same and raw[payload:] == field:
+                entries: int = _DATA.unpack_from(raw)[-1]
+                return bytes(file_id), entries
+            at = following
+    except struct.error:
+        raise ValueError("a torn journal file") from None
+    raise ValueError("a chain without end")
+
+
+class Receipts:
+    """The entries that one process has in this host's journal, from now on."""
+
+    def __init__(self, pid: int) -> None:
+        """Begin to count the entries of the process pid."""
+        self._field = f"_PID={pid}".encode()
+        machine = ""
+        with contextlib.suppress(OSError):
+            machine = Path("/etc/machine-id").read_text().strip()
+        self._folders = [folder / machine for folder in FOLDERS]
+        self._settled: set[str] = set()  # paths of files that take no more entries
+        self._counts: dict[bytes, int] = {}  # by a file's id
+        self._before = 0
+        self._old = {path for path in self._paths() if _is_archived(path)}
+        self._settled |= self._old
+        self._before = self.kept()
+
+    def _paths(self) -> Iterator[str]:
+        for folder in self._folders:
+            with contextlib.suppress(OSError):
+                for name in os.listdir(folder):
+                    if name == _ACTIVE or name.startswith("system@"):
+                        yield os.path.join(folder, name)
+
+    def kept(self) -> int:
+        """Give how many there are in files that can be read.
+
+        Those in files that were deleted since are still counted.
+        """
+        for path in self._paths():
+            if path in self._settled:
+                continue
+            try:
+                file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError:  # just renamed, deleted, or not for us
+                continue
+            try:
+                file_id, self._counts[file_id] = entries_with(file, self._field)
+            except ValueError:
+                continue
+            finally:
+                os.close(file)
+            if _is_archived(path):
+                self._settled.add(path)
+        return sum(self._counts.values()) - self._before
+
+    def has(self, field: bytes) -> bool:
+        """Tell whether an entry with this field is in a file that it may be in."""
+        for path in set(self._paths()) - self._old:
+            with contextlib.suppress(OSError, ValueError):
+                file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    if entries_with(file, field)[1]:
+                        return True
+                finally:
+                    os.close(file)
+        return False
+
+
+def _is_archived(path: str) -> bool:
+    return not path.endswith(f"/{_ACTIVE}")
