@@ -111,35 +111,40 @@ def _ruleset(name: str, lock: Lock) -> Iterator[str]:
     if not lock.ports:
         return
     yield f"table inet {name} {{"
-    yield from _chain("output", "output", lock, "oiftype != loopback")
     yield from _judged("output", lock)
+    yield from _chain("output", "output", lock, "oiftype != loopback")
     if lock.design is Design.OWNER:
-        yield from _chain("local", "output", lock, "oiftype loopback")
         yield from _terms("local", lock, lock.local)
+        yield from _chain("local", "output", lock, "oiftype loopback")
     if lock.uplinks:
         out = f"oifname {_set(map(_quoted, lock.uplinks))}"
-        yield from _chain("forward", "forward", lock, out)
         yield from _judged("forward", lock)
+        yield from _chain("forward", "forward", lock, out)
     yield "}"
     if lock.uplinks and lock.design is Design.MARK:
         yield f"table netdev {name} {{"
         devices = f"devices = {_set(map(_quoted, lock.uplinks))}"
         # only what a socket of this host sends: the rest was met as forwarded
-        yield from _chain("egress", f"egress {devices}", lock, "meta skuid >= 0")
         yield from _judged("egress", lock)
+        yield from _chain("egress", f"egress {devices}", lock, "meta skuid >= 0")
         yield "}"
 
 
 def _chain(name: str, hook: str, lock: Lock, where: str) -> Iterator[str]:
-    """Give a base chain that sends each first packet on to be judged."""
-    ports = f"tcp dport {_set(sorted(lock.ports))}"
-    yield f"chain {name} {{"
-    yield f"type filter hook {hook} priority {_PRIORITY}; policy accept;"
-    yield f"{ports} {_SYN} {where} goto {name}_judged"
+    """Give a base chain that sends each first packet on to be judged.
+
+    What goes to other ports pays for one comparison.
+    """
+    yield f"chain {name}_first {{"
+    yield f"{_SYN} goto {name}_judged"
     # The ports in a first fragment, the flags in the next: RFC 1858. No TCP of a
     # kernel is cut like that, so its flags need not be known.
-    yield f"ip frag-off & 0x3fff == 0x2000 {ports} {where} goto {name}_judged"
-    yield f"exthdr frag exists {ports} {where} goto {name}_judged"
+    yield f"ip frag-off & 0x3fff == 0x2000 goto {name}_judged"
+    yield f"exthdr frag exists goto {name}_judged"
+    yield "}"
+    yield f"chain {name} {{"
+    yield f"type filter hook {hook} priority {_PRIORITY}; policy accept;"
+    yield f"tcp dport {_set(sorted(lock.ports))} {where} jump {name}_first"
     if name == "egress":
         # a packet socket may call its frame something else than it is
         for ethertype, called, rest in (

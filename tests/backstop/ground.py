@@ -106,7 +106,8 @@ class Wire:
     def heads(self) -> list[Head]:
         """Give the ends of all TCP packets that came."""
         self._read()
-        return list(filter(None, map(unpack_head, self.came)))
+        heads = (unpack_head(frame, framed=True) for frame in self.came)
+        return list(filter(None, heads))
 
     def first_packets(self, sport: int, dport: int = 25) -> int:
         """Count the frames that came with these ports, but for the host's resets."""
