@@ -6,6 +6,7 @@
 #include <pthread.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
+#include <time.h>
 
 
 static int plain(void)
@@ -97,25 +98,26 @@ static void *flip(void *unused)
 static int race(void)
 {
 	struct sockaddr_in now;
-	int fd, i, error, denied = 0;
+	int fd, error, denied = 0, reached = 0;
+	time_t end = time(0) + 6;
 	socklen_t len;
 	pthread_t other;
 
 	if (pthread_create(&other, 0, flip, 0))
 		untried("pthread_create");
-	for (i = 0; i < 400; i++) {
+	while (!reached && denied < 300 && time(0) < end) {
 		fd = new_socket();
 		error = connect_by(fd);
 		denied += error == EPERM;
 		len = sizeof(now);
-		if (!error && !getpeername(fd, (struct sockaddr *)&now, &len) &&
-		    now.sin_port == htons(25))
-			break;
+		reached = !error &&
+			  !getpeername(fd, (struct sockaddr *)&now, &len) &&
+			  now.sin_port == htons(25);
 		close(fd);
 	}
 	racing = 0;
 	pthread_join(other, 0);
-	return i < 400 ? 0 : denied ? EPERM : ETIMEDOUT;
+	return reached ? 0 : denied ? EPERM : ETIMEDOUT;
 }
 
 #ifdef __x86_64__

@@ -199,7 +199,7 @@ static int announced(void)
 
 	if (connect_by(fd) || send(fd, "x", 1, 0) != 1)
 		untried("MPTCP");
-	for (tries = 0; tries < 150; tries++) {
+	for (tries = 0; tries < 200; tries++) {
 		len = sizeof(info);
 		if (getsockopt(fd, SOL_MPTCP, MPTCP_INFO, info, &len))
 			untried("MPTCP_INFO");
