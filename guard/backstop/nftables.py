@@ -142,10 +142,14 @@ def _chain(name: str, hook: str, lock: Lock, where: str) -> Iterator[str]:
     yield f"ip frag-off & 0x3fff == 0x2000 goto {name}_judged"
     yield f"exthdr frag exists goto {name}_judged"
     yield "}"
+    ports = _set(sorted(lock.ports))
+    if name == "egress":
+        yield from _tagged(name, ports)
     yield f"chain {name} {{"
     yield f"type filter hook {hook} priority {_PRIORITY}; policy accept;"
-    yield f"tcp dport {_set(sorted(lock.ports))} {where} jump {name}_first"
+    yield f"tcp dport {ports} {where} jump {name}_first"
     if name == "egress":
+        yield f"oiftype ether @ll,96,16 {{ 0x8100, 0x88a8 }} {where} jump {name}_tagged"
         # a packet socket may call its frame something else than it is
         for ethertype, called, rest in (
             ("0x0800", "ip", "@ll,184,8 6"),
@@ -156,6 +160,29 @@ def _chain(name: str, hook: str, lock: Lock, where: str) -> Iterator[str]:
             )
             yield f"{frame} {where} goto {name}_judged"
     yield "}"
+
+
+def _tagged(name: str, ports: str) -> Iterator[str]:
+    """Give the chain for frames that have a VLAN tag in them (IEEE 802.1Q).
+
+    Only a packet socket makes those: what the kernel tags is tagged later. A tag of
+    no VLAN is no tag to who receives it. nft looks behind none, so this does: type,
+    protocol, port and flags at their places, which the header's length moves.
+    """
+    yield f"chain {name}_tagged {{"
+    for words in range(5, 16):
+        at = 18 + 4 * words  # bytes: hardware addresses, tag, type, IPv4 header
+        yield (
+            f"@ll,128,16 0x0800 @ll,144,8 {0x40 | words:#x} @ll,216,8 6 "
+            f"{_first(at, ports)} goto {name}_judged"
+        )
+    yield f"@ll,128,16 0x86dd @ll,192,8 6 {_first(58, ports)} goto {name}_judged"
+    yield "}"
+
+
+def _first(at: int, ports: str) -> str:
+    """Match a first packet whose TCP header begins at this byte of the frame."""
+    return f"@ll,{8 * at + 16},16 {ports} @ll,{8 * at + 104},8 & 0x16 == 0x02"
 
 
 def _judged(name: str, lock: Lock) -> Iterator[str]:

@@ -17,6 +17,7 @@ from guard.policy.evaluate import (
 from guard.policy.model import (
     DEFAULT_FILE,
     DEFAULT_PORTS,
+    Backstop,
     Fold,
     Network,
     Policy,
@@ -29,6 +30,7 @@ from guard.policy.rows import Rows, compile_rows
 __all__ = [
     "DEFAULT_FILE",
     "DEFAULT_PORTS",
+    "Backstop",
     "Caller",
     "Decision",
     "Destination",

@@ -22,9 +22,13 @@ from pathlib import Path
 from typing import Self
 
 from guard.abi import Flag, Outcome
+from guard.backstop.keeper import Keeper, remove_all
+from guard.backstop.nflog import Logged, PacketLog
 from guard.event import Event
+from guard.force import put_in_force
 from guard.hosts import own_addresses
 from guard.kernel import Guard
+from guard.policy import Backstop
 from tests.kernel import routes
 from tests.kernel.world import (
     HOST4,
@@ -38,6 +42,7 @@ from tests.kernel.world import (
     Child,
     Watch,
     World,
+    policy,
     sysctl,
 )
 from tests.lab.lab import join_cgroup, kill_cgroup, wait_until
@@ -101,16 +106,21 @@ class Result:
     code: Code
     said: str
     events: tuple[Event, ...] = ()
+    met: tuple[str, ...] = ()  # by which chain of the second lock
 
 
 class Box(World):
     """A world with a container behind the host, and servers for the probes."""
 
     watch: Watch
+    _keeper: Keeper | None = None
+    _log: PacketLog | None = None
+    _met: list[Logged]
 
     def __enter__(self) -> Self:
         super().__enter__()
         self._stack = contextlib.ExitStack()
+        self._met = []
         try:
             self._prepare()
         except BaseException:
@@ -162,6 +172,41 @@ class Box(World):
             finally:
                 guard.unload()
 
+    @contextlib.contextmanager
+    def with_second_lock(self) -> Iterator[None]:
+        """Have both: rules of nftables too, but for the unguarded runs."""
+        with self.with_first_lock(), self.inside(self.host):
+            self._keeper = Keeper(self.pin_dir, None)
+            self._log = PacketLog(Backstop().group, self._met.append)
+            try:
+                yield
+            finally:
+                self._log.close()
+                self._keeper, self._log = None, None
+
+    @contextlib.contextmanager
+    def _locked(self, text: str) -> Iterator[None]:
+        """Have the policy of a row in force, in netfilter too if that is meant."""
+        if self._keeper is None:
+            yield
+            return
+        text = f'[backstop]\nkind = "nftables"\nuplinks = ["host0"]\n{text}'
+        with self.inside(self.host):
+            put_in_force(self.watch.guard, policy(text), self._keeper)
+        try:
+            yield
+        finally:
+            with self.inside(self.host):
+                remove_all(self.pin_dir)
+
+    def _taken(self) -> tuple[str, ...]:
+        """Give the chains of the second lock that met something since it was asked."""
+        if self._log:
+            self._log.read()
+        met = tuple(dict.fromkeys(logged.chain for logged in self._met))
+        self._met.clear()
+        return met
+
     # ---- what the probes are
 
     def program(self, name: str) -> Path:
@@ -210,20 +255,27 @@ class Box(World):
 
     def try_row(self, row: Row) -> Result:
         """Take a route twice; what was not tried says why."""
+        text = row.policy.format(allowed=self.program("allowed"))
         with SETUPS[row.setup](self):
-            self.watch.apply(row.policy.format(allowed=self.program("allowed")))
+            self.watch.apply(text)
             control = self._run(row, self.free)
             if control.code is not Code.ALLOWED:
                 return Result(
                     Code.UNTRIED,
                     f"unguarded it ends in {control.code.name}: {control.said}",
                 )
-            self.watch.forget()
-            done = self._run(row, self.guarded)
+            with self._locked(text):
+                self.watch.forget()
+                self._taken()
+                done = self._run(row, self.guarded)
+                met = self._taken()
+            if met and done.code is Code.OTHERWISE:
+                # its refusal has no errno of its own: a reset, or silence
+                done = Run(Code.DENIED, f"{done.said} ({', '.join(met)})")
             if row.finding != "none" and done.code is not Code.UNTRIED:
                 with contextlib.suppress(TimeoutError):  # compare() tells
                     wait_until(self.watch.connects, "a finding", 5)
-            return Result(done.code, done.said, tuple(self.watch.connects()))
+            return Result(done.code, done.said, tuple(self.watch.connects()), met)
 
     def _run(self, row: Row, parent: Path) -> Run:
         cgroup = parent / "run"
@@ -287,6 +339,10 @@ def compare(row: Row, result: Result, locks: str = "first") -> str:
         return f"{result.code.name}, not {expected.name}: {result.said}"
     if result.code is Code.UNTRIED:
         return ""
+    if locks == "second" and row.by_second and not result.met:
+        return "stopped, but the second lock tells of nothing"
+    if result.met and not (locks == "second" and row.by_second):
+        return f"met by the second lock ({', '.join(result.met)})"
     events = result.events
     if bool(events) != (row.finding != "none"):
         return f"{len(events)} findings, but the table says {row.finding}"
@@ -319,6 +375,7 @@ def kernel_release() -> str:
 # How each column of expected results comes about.
 LOCKED: Mapping[str, Callable[[Box], AbstractContextManager[None]]] = {
     "first": Box.with_first_lock,
+    "second": Box.with_second_lock,
 }
 
 

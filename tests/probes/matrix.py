@@ -11,7 +11,7 @@ from pathlib import Path
 
 MATRIX = Path(__file__).parents[1] / "matrix.toml"
 # Which locks a column of expected results is about.
-LOCKS = ("first",)
+LOCKS = ("first", "second")
 
 
 class Code(enum.IntEnum):
@@ -59,6 +59,12 @@ class Row:
     marked: str
     why: str
     codes: Mapping[str, Mapping[str, Code]]  # lock -> kernel or "default"
+
+    @property
+    def by_second(self) -> bool:
+        """Tell whether it is the second lock that stops it."""
+        usual = (self.codes[lock]["default"] for lock in LOCKS)
+        return tuple(usual) == (Code.ALLOWED, Code.DENIED)
 
     def expected(self, kernel: str, locks: str = "first") -> Code:
         """Give what must become of it; kernel is as "6.18", locks one of LOCKS."""

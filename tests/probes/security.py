@@ -13,6 +13,13 @@ SECURITY = Path(__file__).parents[2] / "SECURITY.md"
 BEGIN = "<!-- from tests/matrix.toml by `make security`: begin -->\n"
 END = "<!-- from tests/matrix.toml by `make security`: end -->\n"
 WIDTH = 88
+SECOND = """\
+### Stopped by the second lock
+
+With the second lock in force (by nftables, as it is unless `[backstop]` says otherwise)
+no first packet of these leaves, and a finding of the kind `backstop` tells. Without it
+they are not stopped.
+"""
 HEADS = {
     Sort.NOT_STOPPED: """\
 ### Not stopped
@@ -33,12 +40,15 @@ Denied, with a finding that names who tried, unless a rule allows it.
 
 
 def lists(rows: Sequence[Row]) -> str:
-    """Give the three lists, one line of the table a point."""
-    parts = []
-    for sort, head in HEADS.items():
-        points = [_point(row) for row in rows if row.sort is sort]
-        parts.append(f"{head}\n{''.join(points)}")
-    return "\n".join(parts)
+    """Give the four lists, one line of the table a point."""
+    found = {
+        head: [row for row in rows if row.sort is sort and not row.by_second]
+        for sort, head in HEADS.items()
+    }
+    second = [row for row in rows if row.by_second]
+    *others, stopped = found.items()
+    parts = [*others, (SECOND, second), stopped]
+    return "\n".join(f"{head}\n{''.join(map(_point, own))}" for head, own in parts)
 
 
 def _point(row: Row) -> str:
