@@ -106,6 +106,7 @@ class Keeper:
         self.lacking = False  # the policy wants one that is not to be had
         self._cgroup = cgroup
         self._backend: Backend | None = None
+        self._leaving: Backend | None = None  # until another kind is in force
         self._policy: Policy | None = None
         self._lock: Lock | None = None
         self._indexes: dict[str, int] = {}
@@ -136,11 +137,11 @@ class Keeper:
         new = lock_of(policy, Design.MARK, self._uplinks(policy))
         if backend:
             backend.check(new)
-        for kind in _BACKENDS:
-            if (backend is None or kind != backend.kind) and _known(guard) == kind:
-                _remove(kind, self.name)
-        there = guard.policy()
-        if backend is None or not there.mark or _known(guard) != backend.kind:
+        known, there = _known(guard), guard.policy()
+        if known not in _BACKENDS:
+            return
+        if backend is None or not there.mark:
+            _remove(known, self.name)
             return
         old = replace(
             new,
@@ -149,7 +150,10 @@ class Keeper:
             marks=(int(there.mark),),
             forward=(),
         )
-        if old != replace(new, forward=()):
+        if known != backend.kind:  # it stays until the new one is there
+            self._leaving = _BACKENDS[known](self.name)
+            self._leaving.put(while_changing(old, new))
+        elif old != replace(new, forward=()):
             backend.put(while_changing(old, new))
 
     def try_out(self, policy: Policy, design: Design) -> None:
@@ -188,6 +192,9 @@ class Keeper:
         if known and self._backend.state() == self._state:
             return  # so that its counters go on
         self._backend.put(lock)
+        if self._leaving:
+            self._leaving.remove()
+            self._leaving = None
         self._lock = lock
         self._indexes = _indexes(lock)
         self._state = self._backend.state()

@@ -2,8 +2,8 @@
 """What the rules of the second lock recorded: packets out of an NFLOG group.
 
 Through libnetfilter_log, whose functions are declared in
-<libnetfilter_log/libnetfilter_log.h>. The kernel numbers what it records, so what did
-not fit into the socket's buffer is counted to the packet.
+<libnetfilter_log/libnetfilter_log.h>. The kernel numbers what it records, and counts
+what did not fit into the socket's buffer: nothing is lost without its number.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import os
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from guard.errors import BackstopError
@@ -25,6 +26,7 @@ _BYTES = 160  # of each packet: the headers of a frame, IPv6 and TCP, and option
 _BUFFER = 4 << 20  # of the socket, in bytes
 _AT_ONCE = 1  # packets that make a batch: who sent one may not live long
 _LARGEST = 1 << 17  # a batch: NFULNL_NLBUFSIZ_DEFAULT is a page
+_PROTOCOL = "12"  # NETLINK_NETFILTER, include/uapi/linux/netlink.h
 _MODULUS = 1 << 32  # of the numbers
 
 
@@ -65,7 +67,8 @@ class PacketLog:
         self._on_packet = on_packet
         self._lib = _library()
         self.group = group
-        self.lost = 0  # packets that were recorded and not read
+        self._gaps = 0  # in the numbers of what was read
+        self._overrun = False  # the socket was full at least once
         self._next: int | None = None
         self._handle = c.c_void_p(self._lib.nflog_open())
         if not self._handle:
@@ -107,10 +110,28 @@ class PacketLog:
             except BlockingIOError:
                 return
             except OSError as error:
-                if error.errno != errno.ENOBUFS:  # some were lost: their numbers tell
+                if error.errno != errno.ENOBUFS:  # some were lost, see lost
                     raise
+                self._overrun = True
                 continue
             self._lib.nflog_handle_packet(self._handle, data, len(data))
+
+    @property
+    def lost(self) -> int:
+        """Count the packets that were recorded and not read.
+
+        Of those after the last one that was read only the socket knows.
+        """
+        return max(self._gaps, self._drops() if self._overrun else 0)
+
+    def _drops(self) -> int:
+        """Ask the kernel, as `ss -f netlink` does; a message holds one packet."""
+        here = str(self._socket.getsockname()[0])
+        for line in Path("/proc/thread-self/net/netlink").read_text().splitlines():
+            _, protocol, port, *_, drops, _ = line.split()
+            if (protocol, port) == (_PROTOCOL, here):
+                return int(drops)
+        return 0
 
     def _take(self, group: Any, message: Any, packet: Any, data: Any) -> int:
         packet = c.c_void_p(packet)
@@ -144,7 +165,7 @@ class PacketLog:
         if number is None:
             return
         if self._next is not None:
-            self.lost += (number - self._next) % _MODULUS
+            self._gaps += (number - self._next) % _MODULUS
         self._next = (number + 1) % _MODULUS
 
     def close(self) -> None:

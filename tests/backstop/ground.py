@@ -51,7 +51,12 @@ def host_of(mx: str) -> str:
 
 
 def policy(
-    kind: str, *, mode: str = "enforce", backstop: str = "", more: str = ""
+    kind: str,
+    *,
+    mode: str = "enforce",
+    backstop: str = "",
+    more: str = "",
+    window: str = "0s",
 ) -> str:
     """Write a policy: root may send to the MX, nobody else anywhere."""
     uplinks = "" if "uplinks" in backstop else 'uplinks = ["host0"]\n'
@@ -66,7 +71,9 @@ verdict = "allow"
 [backstop]
 kind = "{kind}"
 {uplinks}{backstop}
-{"" if "[fold]" in more else '[fold]{0}window = "0s"{0}'.format(chr(10))}"""
+[fold]
+window = "{window}"
+"""
 
 
 class Wire:
@@ -134,8 +141,11 @@ class Wire:
 class Ground:
     """A guarded host with a second lock of one kind."""
 
-    def __init__(self, folder: Path, connects: Path, kind: str) -> None:
-        """Keep files below folder; kind is that of [backstop]."""
+    def __init__(
+        self, folder: Path, connects: Path, kind: str, served: bool = True
+    ) -> None:
+        """Keep files below folder; kind is that of [backstop], served: the MX is."""
+        self._served = served
         self.kind = kind
         self.world = World()
         self.site = Site(folder, connects)
@@ -147,7 +157,8 @@ class Ground:
             stack.callback(self.site.__exit__, None, None, None)
             self.site.__enter__()
             stack.enter_context(self.world.inside(self.world.host))
-            stack.enter_context(self.world.serve(self.world.mx, MX4, MX6))
+            if self._served:
+                stack.enter_context(self.world.serve(self.world.mx, MX4, MX6))
             self._stack = stack.pop_all()
         return self
 
@@ -250,6 +261,12 @@ class Ground:
 
         until(is_told, "the finding about the last packet")
         return told
+
+    def lost(self) -> list[dict[str, object]]:
+        """Give the entries about packets that nobody read."""
+        self.site.journald.sync()
+        found = entries(self.site.journald.directory, "SMTPGUARD_KIND=lost")
+        return [one for one in found if "SMTPGUARD_BACKSTOP" in one]
 
     def notices(self, kind: str) -> list[dict[str, str]]:
         """Give guardd's other entries of a kind."""
