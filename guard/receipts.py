@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 FOLDERS = (Path("/run/log/journal"), Path("/var/log/journal"))
@@ -90,7 +90,7 @@ def entries_with(file: int, field: bytes) -> tuple[bytes, int]:
                 entries: int = _DATA.unpack_from(raw)[-1]
                 return bytes(file_id), entries
             at = following
-    except struct.error:
+    except (struct.error, OverflowError, OSError):  # offsets beyond any file
         raise ValueError("a torn journal file") from None
     raise ValueError("a chain without end")
 
@@ -98,13 +98,13 @@ def entries_with(file: int, field: bytes) -> tuple[bytes, int]:
 class Receipts:
     """The entries that one process has in this host's journal, from now on."""
 
-    def __init__(self, pid: int) -> None:
-        """Begin to count the entries of the process pid."""
+    def __init__(self, pid: int, folders: Sequence[Path] = FOLDERS) -> None:
+        """Begin to count the entries of the process pid; folders are journald's."""
         self._field = f"_PID={pid}".encode()
         machine = ""
         with contextlib.suppress(OSError):
             machine = Path("/etc/machine-id").read_text().strip()
-        self._folders = [folder / machine for folder in FOLDERS]
+        self._folders = [folder / machine for folder in folders]
         self._settled: set[str] = set()  # paths of files that take no more entries
         self._counts: dict[bytes, int] = {}  # by a file's id
         self._before = 0

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 import os
@@ -132,7 +131,8 @@ class Guardd:
         path = site.folder / f"notify-{number}"
         self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._notify.bind(str(path))
-        threading.Thread(target=self._listen, daemon=True).start()
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
         self.log = site.folder / f"guardd-{number}.log"
         argv = [sys.executable, "-X", "faulthandler", "-m", "guard.daemon"]
         argv += ["--foreground", *options]
@@ -140,7 +140,8 @@ class Guardd:
         argv += ["--cgroup", str(more.get("cgroup", site.cgroup))]
         argv += ["--pin-dir", str(more.get("pin_dir", site.pin_dir))]
         # its own /run/systemd/journal, which guardd writes to, and what it reads
-        script = f'mount --bind "{site.journald.directory}" {VOLATILE}'
+        script = f"mkdir -p {VOLATILE} && "
+        script += f'mount --bind "{site.journald.directory}" {VOLATILE}'
         script += f' && mount --bind "$0" {RUNTIME} && exec "$@"'
         if more.get("memory"):  # a folder of the memory controller
             script = f'echo $$ >"{more["memory"]}/cgroup.procs" && {script}'
@@ -164,9 +165,8 @@ class Guardd:
         site.started.append(self)
 
     def _listen(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                self.messages.append(self._notify.recv(65536).decode())
+        while message := self._notify.recv(65536):
+            self.messages.append(message.decode())
 
     @property
     def status(self) -> str:
@@ -221,6 +221,9 @@ class Guardd:
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
+        # waited for: it would go on listening at the next socket of this number
+        self._notify.shutdown(socket.SHUT_RD)
+        self._listener.join()
         self._notify.close()
 
 

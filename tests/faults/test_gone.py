@@ -17,7 +17,7 @@ HOME = f"v{abi.ABI}"
 
 def refused(guardd: Guardd) -> str:
     """Wait for guardd's end; it must say why without a traceback."""
-    assert guardd.process.wait(20) == 71  # EX_OSERR
+    assert guardd.process.wait(20) == 71, guardd.said()  # EX_OSERR
     assert "Traceback" not in guardd.said()
     return guardd.said()
 

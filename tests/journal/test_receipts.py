@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What journald has kept, read from files that a real one wrote."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from guard.finding import Kind, Notice
+from guard.journal import JournalWriter
+from guard.receipts import Receipts, entries_with, siphash24
+from tests.journald import Journald
+
+# Aumasson and Bernstein, appendix A: the bytes 0 to 14, the key 0 to 15
+VECTOR = 0xA129CA6149BE45E5
+
+
+@pytest.fixture
+def journald(tmp_path: Path) -> Iterator[Journald]:
+    with Journald(tmp_path / "journald") as journald:
+        yield journald
+
+
+def write(journald: Journald, times: int, **fields: str) -> None:
+    writer = JournalWriter(str(journald.socket))
+    for _ in range(times):
+        now_us = time.time_ns() // 1000
+        writer.write(Notice(Kind.LOST, now_us, "a test", fields=fields), 5)
+    writer.close()
+    journald.sync()
+
+
+def active(journald: Journald) -> Path:
+    [path] = journald.directory.glob("*/system.journal")
+    return path
+
+
+def test_the_reference_vector() -> None:
+    assert siphash24(bytes(range(15)), bytes(range(16))) == VECTOR
+
+
+def test_entries_are_counted_from_the_start_and_over_rotations(
+    journald: Journald,
+) -> None:
+    write(journald, 7)
+    receipts = Receipts(os.getpid(), [journald.directory])
+    assert receipts.kept() == 0
+    write(journald, 100)
+    assert receipts.kept() == 100
+    journald.rotate()
+    write(journald, 50)
+    assert receipts.kept() == 150
+    journald.stop()
+    journald.start()
+    write(journald, 5)
+    assert receipts.kept() == 155
+    for old in journald.directory.glob("*/system@*"):
+        old.unlink()
+    assert receipts.kept() == 155, "what is deleted later was kept once"
+    assert Receipts(os.getpid() + 1, [journald.directory]).kept() == 0
+
+
+def test_a_field_is_found_in_what_is_new(journald: Journald) -> None:
+    write(journald, 1, mark="old")
+    journald.rotate()
+    receipts = Receipts(os.getpid(), [journald.directory])
+    write(journald, 3, mark="new")
+    assert receipts.has(b"SMTPGUARD_MARK=new")
+    assert not receipts.has(b"SMTPGUARD_MARK=old")
+    assert not receipts.has(b"SMTPGUARD_MARK=ne")
+
+
+def test_each_field_of_many_is_counted_as_journalctl_does(journald: Journald) -> None:
+    """So many that chains of the hash table are longer than one."""
+    for number in range(3000):
+        if number % 100 == 0:
+            write(journald, 2, mark=str(number))
+        write_one(journald, number)
+    journald.sync()
+    file = os.open(active(journald), os.O_RDONLY)
+    for number in range(0, 3000, 97):
+        match = f"SMTPGUARD_MARK={number}"
+        counted = subprocess.run(
+            ["journalctl", "-q", "-D", str(journald.directory), "-o", "cat", match],
+            stdout=subprocess.PIPE,
+            check=True,
+        ).stdout.count(b"\n")
+        assert entries_with(file, match.encode())[1] == counted > 0
+    os.close(file)
+
+
+def write_one(journald: Journald, number: int) -> None:
+    writer = JournalWriter(str(journald.socket))
+    fields = {"mark": str(number)}
+    writer.write(Notice(Kind.LOST, time.time_ns() // 1000, "x", fields=fields), 5)
+    writer.close()
+
+
+def test_no_journal_is_no_entry(tmp_path: Path) -> None:
+    assert Receipts(os.getpid(), [tmp_path / "none"]).kept() == 0
+
+
+def test_torn_files_are_refused_or_read(journald: Journald, tmp_path: Path) -> None:
+    write(journald, 20, mark="x")
+    whole = active(journald).read_bytes()
+    torn = tmp_path / "torn"
+    chance = random.Random(8)
+    for turn in range(300):
+        raw = bytearray(whole[: 1 << 20])
+        if turn % 3 == 0:
+            raw = raw[: chance.randrange(4096)]
+        else:
+            for _ in range(20):
+                raw[chance.randrange(300)] = chance.randrange(256)
+        torn.write_bytes(raw)
+        file = os.open(torn, os.O_RDONLY)
+        try:
+            entries_with(file, b"SMTPGUARD_MARK=x")
+        except ValueError:
+            pass
+        finally:
+            os.close(file)
