@@ -36,11 +36,16 @@ def put_in_force(guard: Guard, policy: Policy, keeper: Keeper | None = None) -> 
     keeper: puts the second lock in force as well, none is left as it is.
     """
     rows = compile_rows(policy, 1 - guard.slot, exe_keys(guard))
-    if keeper:
-        keeper.loosen(guard, policy)
-    guard.apply(rows)
-    if keeper:
-        tighten(guard, policy, keeper)
+    if keeper is None:
+        guard.apply(rows)
+        return
+    keeper.loosen(guard, policy)
+    try:
+        guard.apply(rows)
+    except KernelError:
+        keeper.put_back()  # what was in force before
+        raise
+    tighten(guard, policy, keeper)
 
 
 def tighten(guard: Guard, policy: Policy, keeper: Keeper) -> None:

@@ -300,6 +300,7 @@ class Keeper:
     def put_back(self) -> None:
         """Have it as it was put. Raises BackstopError."""
         if self._backend and self._lock:
+            self._state = ""  # whatever it looks like
             self._put(self._lock)
             self._look_at = 0.0
 
