@@ -195,10 +195,10 @@ def test_a_named_uplink_that_is_deleted_and_made_again_is_met(ground: Ground) ->
     for _ in range(3):
         _ip("link add name up1 type veth peer name up2", "link set up1 up")
         until(
-            lambda: '"up1"' in nft("list", "table", "netdev", _table(ground)),
+            lambda: "up1" in nft("list", "table", "netdev", _table(ground)),
             "egress of up1",
             75,
         )
         _ip("link del up1")
-        until(lambda: '"up1"' not in nft("list", "ruleset"), "its end", 75)
+        until(lambda: "up1" not in nft("list", "ruleset"), "its end", 75)
     assert not tampered(ground)
