@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Beside other people's rules: theirs stay as they are, and neither undoes the other."""
+"""Beside other people's rules: theirs stay, and neither undoes the other."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import socket
 
 import pytest
 
+from guard.backstop.keeper import table_name
 from tests.backstop.container import connect, container
 from tests.backstop.ground import MARK, Ground, host_of, iptables, nft, policy, saved
 from tests.backstop.ground import tables as theirs
@@ -26,7 +27,7 @@ table inet firewalld {
   }
 }
 table ip nat {
-  chain post { type nat hook postrouting priority 100; 
+  chain post { type nat hook postrouting priority 100;
     ip saddr 10.0.0.0/8 masquerade
   }
 }
@@ -65,8 +66,6 @@ def admin(ground: Ground) -> None:
 
 
 def all_theirs(ground: Ground) -> tuple[str, ...]:
-    from guard.backstop.keeper import table_name
-
     ours = table_name(ground.site.pin_dir)
     legacy = (
         "\n".join(

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
+from guard.backstop.keeper import table_name
 from tests.backstop.container import connect
 from tests.backstop.ground import Ground, iptables, nft, policy
 from tests.journald import until
@@ -16,8 +17,6 @@ from tests.kernel.world import MX4, MX6
 
 
 def _table(ground: Ground) -> str:
-    from guard.backstop.keeper import table_name
-
     return table_name(ground.site.pin_dir)
 
 
