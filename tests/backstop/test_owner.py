@@ -46,7 +46,7 @@ def rule(text: str, table: str = "rule", verdict: str = "allow") -> str:
 def test_what_netfilter_can_compare_is_made_and_the_rest_is_said() -> None:
     made = policy(
         rule("user = 8")
-        + rule('exe = "/bin/true"')
+        + rule('exe = "/bin/false"')
         + rule('exe = "/bin/true"\nuser = 9')
         + rule('exe = "/bin/true"\nuser = 11', verdict="deny")
         + rule("user = 7", verdict="redirect")
@@ -73,7 +73,7 @@ def test_what_netfilter_can_compare_is_made_and_the_rest_is_said() -> None:
 @pytest.fixture
 def tree(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A cgroup tree as somebody made it who was given a part of it."""
-    monkeypatch.setattr("guard.kernel.find_cgroup2", lambda: tmp_path)
+    monkeypatch.setattr("guard.backstop.owner.find_cgroup2", lambda: tmp_path)
     for name in (*HOSTILE, *PLAIN):
         (tmp_path / "system.slice" / "system-a.slice" / name).mkdir(parents=True)
         (tmp_path / "system.slice" / name).mkdir(parents=True)
@@ -89,7 +89,7 @@ def test_names_that_users_chose_do_not_become_rules(tree: Path) -> None:
     assert patterns
     found = cgroups_of(patterns)
     assert found and all(
-        Path(path).name in (*PLAIN, "system-a.slice") for path in found
+        Path(path).name in (*PLAIN, "system-a.slice") for path, _ in found
     )
     assert tree.is_dir()
 
