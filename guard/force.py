@@ -38,7 +38,12 @@ def put_in_force(guard: Guard, policy: Policy, keeper: Keeper | None = None) -> 
     rows = compile_rows(policy, 1 - guard.slot, exe_keys(guard))
     if keeper:
         keeper.loosen(guard, policy)
-    guard.apply(rows)
+    try:
+        guard.apply(rows)
+    except KernelError:
+        if keeper:
+            keeper.stay()
+        raise
     if keeper:
         tighten(guard, policy, keeper)
 

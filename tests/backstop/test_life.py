@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from guard.backstop.nflog import PacketLog
-from guard.errors import EX_TEMPFAIL, EX_UNAVAILABLE, BackstopError
+from guard.errors import EX_TEMPFAIL, EX_UNAVAILABLE, BackstopError, KernelError
+from guard.force import keeper_of, put_in_force
+from guard.policy import parse
 from tests.backstop.container import connect
 from tests.backstop.ground import Ground, iptables, nft, policy
 from tests.faults.site import CHECKOUT, Guardd
@@ -175,3 +177,28 @@ def test_without_iptables_its_chains_cannot_be_put(
     )
     assert "BackstopError" in done.stderr and "hidden" in done.stderr
     assert nftables_ground.kind == "nftables"
+
+
+def test_when_the_kernel_takes_no_policy_it_stays_as_it_was(
+    ground: Ground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was loosened for the change that then did not come."""
+    ground.start().end()
+    guard = ground.site.guard
+    keeper = keeper_of(guard)
+    put_in_force(guard, parse(policy(ground.kind)), keeper)
+    before = rules(ground)
+
+    def fail(_: object) -> None:
+        raise KernelError("no room", errno.E2BIG)
+
+    other = {"nftables": "iptables", "iptables": "nftables"}[ground.kind]
+    with monkeypatch.context() as patch:
+        patch.setattr(guard, "apply", fail)
+        for kind in (ground.kind, other):
+            with pytest.raises(KernelError):
+                changed = policy(kind, backstop="mark = 0x40000000\n")
+                put_in_force(guard, parse(changed), keeper)
+            assert rules(ground) == before and outcomes(ground) == SHUT
+    put_in_force(guard, parse(policy(other)), keeper)
+    assert outcomes(ground) == SHUT and rules(ground) != before
