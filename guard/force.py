@@ -43,7 +43,7 @@ def put_in_force(guard: Guard, policy: Policy, keeper: Keeper | None = None) -> 
     try:
         guard.apply(rows)
     except KernelError:
-        keeper.put_back()  # what was in force before
+        keeper.stay()
         raise
     tighten(guard, policy, keeper)
 

@@ -297,6 +297,11 @@ class Keeper:
                 "guardctl policy apply puts them back; find out who did it",
             )
 
+    def stay(self) -> None:
+        """Take back what loosen() did: the policy did not change after all."""
+        self._leaving = None
+        self.put_back()
+
     def put_back(self) -> None:
         """Have it as it was put. Raises BackstopError."""
         if self._backend and self._lock:

@@ -177,6 +177,11 @@ def _tagged(name: str, ports: str) -> Iterator[str]:
             f"{_first(at, ports)} goto {name}_judged"
         )
     yield f"@ll,128,16 0x86dd @ll,192,8 6 {_first(58, ports)} goto {name}_judged"
+    # Cut, or with headers in between: where the port is, no place tells. Whichever
+    # it is, no program of good will sends that with a tag of its own.
+    cut = "@ll,192,16 & 0x3fff == 0x2000"
+    yield f"@ll,128,16 0x0800 @ll,216,8 6 {cut} goto {name}_judged"
+    yield f"@ll,128,16 0x86dd @ll,192,8 {{ 0, 43, 44, 60 }} goto {name}_judged"
     yield "}"
 
 

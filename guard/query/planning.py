@@ -56,6 +56,7 @@ def candidates(found: Iterable[Finding]) -> tuple[list[Candidate], int]:
             finding.uid,
             finding.direction,
             finding.lock,
+            _forwarded(finding),
         )
         candidate = made.get(key)
         if candidate is None:
@@ -65,6 +66,12 @@ def candidates(found: Iterable[Finding]) -> tuple[list[Candidate], int]:
             candidate = made[key] = Candidate(finding, first_us=finding.time_us)
         _add(candidate, finding)
     return sorted(made.values(), key=lambda c: (-c.count, -c.last_us)), beyond
+
+
+def _forwarded(finding: Finding) -> str | None:
+    """Give whom a forwarded packet came from: that is what can be allowed."""
+    forwarded = (finding.lock or "").endswith("-forward")
+    return finding.src[0] if forwarded and finding.src else None
 
 
 def _add(candidate: Candidate, finding: Finding) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from tests.backstop.ground import NOBODY
 from tests.kernel.world import SMTP, Child, World
 
-_RESET = struct.pack("ii", 1, 0)  # SO_LINGER: no TIME_WAIT, the ports are soon back
+RESET = struct.pack("ii", 1, 0)  # SO_LINGER: no TIME_WAIT, the ports are soon back
 _PAUSE_SECONDS = 0.0005
 
 
@@ -39,7 +39,7 @@ class Flow:
         seen: Counter[int] = Counter()
         while not self._stop.is_set():
             with socket.socket(family) as sock:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
                 sock.settimeout(5)
                 try:
                     sock.connect((to, port))

@@ -303,7 +303,10 @@ def iptables(command: str, family: str = MX4) -> str:
 def saved(version: str = "") -> str:
     """Give what ip(6)tables-save shows, without counters and comments."""
     done = subprocess.run(
-        [f"ip{version}tables-legacy-save"], capture_output=True, text=True, check=True
+        [f"ip{version}tables-legacy-save", "-t", "filter"],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     lines = [line for line in done.stdout.splitlines() if line[:1] != "#"]
     return "\n".join(line.partition(" [")[0] for line in lines)

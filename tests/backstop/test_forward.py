@@ -15,6 +15,8 @@ from tests.backstop.container import (
     INSIDE6,
     NETWORK4,
     NETWORK6,
+    ON_WIRE4,
+    ON_WIRE6,
     Container,
     container,
     inside_of,
@@ -176,3 +178,16 @@ def test_forward_names_who_may(ground: Ground, mx: str) -> None:
         refused(ground, box, mx)
         ground.apply(policy(ground.kind))
         refused(ground, box, mx)
+
+
+def test_a_macvlan_of_a_containers_own_is_not_met(ground: Ground) -> None:
+    """Not stopped: it is on the wire without being forwarded, and the egress of the
+    interface below knows no user of another namespace's socket.
+    """
+    ground.start()
+    with container(ground.world) as box:
+        box.wire("macvlan")
+        with ground.found() as found:
+            for to, source in ((MX4, ON_WIRE4), (MX6, ON_WIRE6)):
+                assert box.connect(to, source=source).errno == 0
+    assert not found

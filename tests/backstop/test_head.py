@@ -31,7 +31,8 @@ def test_what_a_hand_made_packet_says(syn: Syn) -> None:
         packets += syn.with_fragment_header()
     for packet in packets:
         for head in (b"", ETHER + kind, ETHER + tag + kind):
-            assert unpack_head(head + packet) == ends(syn), (head, packet)
+            found = unpack_head(head + packet, framed=bool(head))
+            assert found == ends(syn), (head, packet)
 
 
 @pytest.mark.parametrize("syn", SYNS, ids=["ipv4", "ipv6"])
@@ -57,9 +58,9 @@ def test_an_ipv4_address_in_ipv6_is_told_as_what_it_is() -> None:
 @example(b"\x60" + bytes(5) + b"\x2c" + bytes(33) + b"\x2c\x00\x00\x00" * 40)
 @example(b"\x60" + bytes(5) + b"\x06" + bytes(33))  # ends before the ports
 def test_no_bytes_make_it_raise(raw: bytes) -> None:
-    head = unpack_head(raw)
-    if head:
-        assert all(0 <= port < 1 << 16 for _, port in (head.src, head.dst))
+    for framed in (False, True):
+        if head := unpack_head(raw, framed):
+            assert all(0 <= port < 1 << 16 for _, port in (head.src, head.dst))
 
 
 @given(
@@ -71,4 +72,4 @@ def test_one_wrong_byte_makes_it_no_worse(
     raw = bytearray(syn.whole())
     raw[place % len(raw)] = value
     unpack_head(bytes(raw[:size]))
-    unpack_head(ETHER + b"\x08\x00" + bytes(raw[:size]))
+    unpack_head(ETHER + b"\x08\x00" + bytes(raw[:size]), framed=True)

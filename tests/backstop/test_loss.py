@@ -3,17 +3,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import socket
 from collections import Counter
-
-import pytest
 
 from guard.finding import Kind
 from tests.backstop.ground import Ground, policy
 from tests.backstop.packets import IPPROTO_RAW, Syn
 from tests.journald import until
-from tests.kernel.world import MX4, MX6, SMTP
+from tests.kernel.world import MX4, SMTP
 
 # The socket holds 4 MiB; a packet of 160 bytes with its head takes about 1 KiB there.
 MORE_THAN_IT_HOLDS = 30_000
@@ -25,13 +24,9 @@ def flood(to: str, count: int, ports: int) -> None:
     family = socket.AF_INET6 if ":" in to else socket.AF_INET
     packets = [Syn(to, 30000 + number).whole() for number in range(ports)]
     with socket.socket(family, socket.SOCK_RAW, IPPROTO_RAW) as sock:
-        sent = refused = 0
-        while sent < count:
-            try:
-                sock.sendto(packets[sent % ports], (to, 0))
-            except PermissionError:
-                refused += 1
-            sent += 1
+        for number in range(count):
+            with contextlib.suppress(PermissionError):  # so nftables tells of it
+                sock.sendto(packets[number % ports], (to, 0))
 
 
 def books(ground: Ground) -> Counter[str]:
@@ -79,27 +74,22 @@ def test_what_a_stopped_guardd_does_not_read_is_counted(
     assert told["entries"] < FEW, told
 
 
-@pytest.mark.parametrize("count", [3000])
 def test_a_flood_to_ever_other_ends_does_not_keep_guardd_from_its_work(
-    ground: Ground, count: int
+    ground: Ground,
 ) -> None:
     """Each one is an identity of its own: by no fold, but by their number alone."""
+    count = 3000
     guardd = ground.start(policy(ground.kind, window="5s"))
 
     def spray() -> None:
         with socket.socket(socket.AF_INET, socket.SOCK_RAW, IPPROTO_RAW) as sock:
             for number in range(count):
                 to = f"203.0.113.{number % 250 + 1}"
-                try:
+                with contextlib.suppress(PermissionError):
                     sock.sendto(Syn(to, 20000 + number, SMTP).whole(), (MX4, 0))
-                except PermissionError:
-                    continue
 
-    before = guardd.messages.count("WATCHDOG=1")
-    del before
     assert ground.free(spray).errno == 0
     ticks = len(guardd.messages)
     guardd.until(lambda: len(guardd.messages) > ticks + 1, "two more ticks", 10)
     until(lambda: books(ground)["packets"] >= count, "all packets told", 60)
     assert books(ground)["packets"] == count
-    assert MX6

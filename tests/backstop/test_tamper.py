@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
+from guard.backstop.keeper import table_name
 from tests.backstop.container import connect
 from tests.backstop.ground import Ground, iptables, nft, policy
 from tests.journald import until
@@ -16,8 +17,6 @@ from tests.kernel.world import MX4, MX6
 
 
 def _table(ground: Ground) -> str:
-    from guard.backstop.keeper import table_name
-
     return table_name(ground.site.pin_dir)
 
 
@@ -195,10 +194,10 @@ def test_a_named_uplink_that_is_deleted_and_made_again_is_met(ground: Ground) ->
     for _ in range(3):
         _ip("link add name up1 type veth peer name up2", "link set up1 up")
         until(
-            lambda: '"up1"' in nft("list", "table", "netdev", _table(ground)),
+            lambda: "up1" in nft("list", "table", "netdev", _table(ground)),
             "egress of up1",
             75,
         )
         _ip("link del up1")
-        until(lambda: '"up1"' not in nft("list", "ruleset"), "its end", 75)
+        until(lambda: "up1" not in nft("list", "ruleset"), "its end", 75)
     assert not tampered(ground)

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests.bench import daemon, denied, hooks, verdict
+from tests.bench import backstop, daemon, denied, hooks, verdict
 from tests.bench.figure import Figure
 from tests.faults.site import CHECKOUT, Site, build_connects
 
@@ -29,6 +29,7 @@ BEGIN, END = "<!-- begin of what make bench writes -->", "<!-- end -->"
 PARTS: dict[str, Callable[[Site], list[Figure]]] = {
     "hooks": hooks.measure,
     "denied": denied.measure,
+    "backstop": backstop.measure,
     "verdict": verdict.measure,
     "journal": daemon.to_journal,
     "start": daemon.starts,
