@@ -24,7 +24,7 @@ UNSURE = 4096  # entries; some 6 MB
 _AGAIN_SECONDS = 0.1  # after an error that came at once
 _PROBE_SECONDS = 1.0  # between two attempts while nothing is kept
 _SLOW_SECONDS = 1.0  # for journald to read what waits in its socket
-_HAND_SECONDS = 0.2  # for the entry that it has in hand then
+_HAND_SECONDS = 1.0  # for the entry that it has in hand then, also on a slow disk
 _LOOK_SECONDS = 0.002
 
 
@@ -199,10 +199,13 @@ class Delivery:
 
     def _send_again(self) -> None:
         """Try with one; when that is kept, send all others."""
-        if not self._unsure:
-            return
+        before = self._receipts.kept()
         time.sleep(_PROBE_SECONDS)
         self._sent = self._receipts.kept()
+        if self._sent > before:  # it was only slow
+            self._keep_missing()
+        if not self._unsure:
+            return
         self._hand_over(self._unsure[0].datagram)
         if self._fate() is _Fate.KEPT:
             del self._unsure[0]

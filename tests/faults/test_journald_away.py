@@ -48,11 +48,13 @@ def test_findings_wait_and_guardd_goes_on(site: Site, how: str) -> None:
     guardd.reload()
     assert site.connect(5).denied == 5
 
-    add = ["ip", "address", "add", f"{ADDRESS}/32", "dev", "lo"]
     key = abi.pack_address(ADDRESS)
     assert not site.guard.map("hosts").get(key)
+    inside = ["nsenter", "-t", str(guardd.process.pid), "--net", "ip"]
+    # an address of a link that is down is not the host's own
+    subprocess.run([*inside, "link", "set", "lo", "up"], check=True)
     subprocess.run(
-        ["nsenter", "-t", str(guardd.process.pid), "--net", *add], check=True
+        [*inside, "address", "add", f"{ADDRESS}/32", "dev", "lo"], check=True
     )
     guardd.until(lambda: site.guard.map("hosts").get(key), "the new address")
 

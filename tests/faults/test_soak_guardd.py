@@ -86,7 +86,7 @@ def test_policies_reloaded(site: Site, trial: Trials, size: Size) -> None:
 
 
 def test_stopped_for_a_while(trial: Trials, size: Size) -> None:
-    seconds = size(3, 60)
+    seconds = size(2, 60)
     with trial(f"SIGSTOP of guardd for {seconds} s", window="5s") as t:
         t.connecting(50)
         for _ in t.turns(1):

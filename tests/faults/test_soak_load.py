@@ -133,7 +133,7 @@ def test_a_flood(
     site: Site, trial: Trials, size: Size, flood: Path, identities: int
 ) -> None:
     """Denied, and no more of it in the journal than a few entries an identity."""
-    seconds = size(4, 20)
+    seconds = size(2, 20)
     processes, uids = (1, 0) if identities == 1 else (5, 1000)
     name = f"a denied flood of {RATE} connects/s from {identities} identities"
     with trial(name.replace(" 1 identities", " one identity"), window="5s") as t:
