@@ -24,7 +24,7 @@ UNSURE = 4096  # entries; some 6 MB
 _AGAIN_SECONDS = 0.1  # after an error that came at once
 _PROBE_SECONDS = 1.0  # between two attempts while nothing is kept
 _SLOW_SECONDS = 1.0  # for journald to read what waits in its socket
-_HAND_SECONDS = 1.0  # for the entry that it has in hand then, also on a slow disk
+_HAND_SECONDS = 0.3  # for the entry that it has in hand then
 _LOOK_SECONDS = 0.002
 
 
@@ -33,6 +33,7 @@ class _Fate(enum.Enum):
 
     KEPT = enum.auto()
     DROPPED = enum.auto()  # not all is in the journal, and journald has read all
+    DOUBT = enum.auto()  # more is in it than was sent: something was written twice
     SLOW = enum.auto()
     UNKNOWN = (
         enum.auto()
@@ -133,10 +134,15 @@ class Delivery:
             fate = self._fate()
             if fate is _Fate.SLOW:
                 return False
-            if fate is not _Fate.DROPPED:
+            if fate in (_Fate.KEPT, _Fate.UNKNOWN):
                 self._unsure.clear()
                 break
             self._keep_missing()
+            if fate is _Fate.DOUBT:  # the count tells nothing, names do
+                self._sent = self._receipts.kept()
+                self._unsure = [sent for sent in self._unsure if sent.field]
+                if not self._unsure:
+                    break
             self._fail(
                 JournalError(
                     "journald keeps nothing of what it takes",
@@ -173,7 +179,7 @@ class Delivery:
     def _fate(self) -> _Fate:
         end = time.monotonic() + _SLOW_SECONDS
         in_hand = 0.0  # when all but the entry in hand must be in the journal
-        while (kept := self._receipts.kept()) < self._sent:
+        while (kept := self._receipts.kept()) != self._sent:
             now = time.monotonic()
             if not in_hand and not self._writer.unread():
                 in_hand = now + _HAND_SECONDS
@@ -184,7 +190,8 @@ class Delivery:
             time.sleep(_LOOK_SECONDS)
         if kept < self._sent:
             return _Fate.DROPPED if self._record.proven else _Fate.UNKNOWN
-        self._sent = kept
+        if kept > self._sent:
+            return _Fate.DOUBT
         self._record.prove()
         return _Fate.KEPT
 
@@ -199,11 +206,7 @@ class Delivery:
 
     def _send_again(self) -> None:
         """Try with one; when that is kept, send all others."""
-        before = self._receipts.kept()
-        time.sleep(_PROBE_SECONDS)
         self._sent = self._receipts.kept()
-        if self._sent > before:  # it was only slow
-            self._keep_missing()
         if not self._unsure:
             return
         self._hand_over(self._unsure[0].datagram)
@@ -211,6 +214,11 @@ class Delivery:
             del self._unsure[0]
             for sent in self._unsure:
                 self._hand_over(sent.datagram)
+            return
+        before = self._receipts.kept()
+        time.sleep(_PROBE_SECONDS)
+        if self._receipts.kept() > before:  # it was only slow
+            self._keep_missing()
 
 
 _CONNECTS = (Kind.DENIED, Kind.WOULD_DENY, Kind.REDIRECTED, Kind.ALLOWED, Kind.LOCAL)
@@ -221,7 +229,7 @@ def _own_field(found: Found) -> bytes:
 
     The end of a connection has the number of its beginning.
     """
-    if isinstance(found, Finding) and found.kind in _CONNECTS:
+    if isinstance(found, Finding) and found.kind in (*_CONNECTS, Kind.SUMMARY):
         return f"SMTPGUARD_CONNECTION={found.connection}".encode()
     return b""
 
