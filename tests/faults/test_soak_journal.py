@@ -90,7 +90,7 @@ def test_disk_full(site: Site, trial: Trials, size: Size, small_disk: Path) -> N
     filler = small_disk / "filler"
     with trial("disk full under the journal", window="0s") as t:
         t.connecting(2000)
-        for turn in t.turns(size(2, 20)):
+        for turn in t.turns(size(2, 10)):
             site.ledger()  # journald may delete what it has now
             with filler.open("wb") as file, contextlib.suppress(OSError):
                 while True:
