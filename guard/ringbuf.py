@@ -103,8 +103,9 @@ class RingBuffer:
 
 def ring_backlog(fd: int) -> int:
     """Give how many bytes of a ring map wait to be read."""
-    ring = RingBuffer(fd)
-    try:
-        return ring.backlog()
-    finally:
-        ring.close()
+    # only to read: to write is what the lock in the LSM keeps for guardd
+    positions = []
+    for offset in (0, _PAGE):
+        with mmap.mmap(fd, _PAGE, prot=mmap.PROT_READ, offset=offset) as page:
+            positions.append(int.from_bytes(page[:8], "little"))
+    return positions[1] - positions[0]
