@@ -73,10 +73,6 @@ class RingBuffer:
             position += (_HEADER + length + 7) & ~7
             self._consumed.value = position
 
-    def backlog(self) -> int:
-        """Give how many bytes wait to be read."""
-        return self._produced() - self._consumed.value
-
     def _produced(self) -> int:
         return int.from_bytes(self._producer_page[:8], "little")
 
