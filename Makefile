@@ -2,7 +2,7 @@
 # What a newcomer types. `make` alone lists the targets.
 
 PYTHON := .venv/bin/python
-OBJECT := guard/guard.bpf.o
+OBJECTS := guard/guard.bpf.o guard/lsm.bpf.o
 BPF_ARCH := $(patsubst aarch64,arm64,$(patsubst x86_64,x86,$(shell uname -m)))
 # asm/types.h stands in a directory of the machine's own on Debian.
 MULTIARCH := /usr/include/$(shell uname -m)-linux-gnu
@@ -27,11 +27,11 @@ setup: ## all that is needed, on a fresh Debian 12 machine
 	@$(MAKE) --no-print-directory object
 
 .PHONY: object
-object: $(OBJECT) ## compile the kernel programs
+object: $(OBJECTS) ## compile the kernel programs
 	@:
 
 # The BTF that CO-RE needs survives llvm-strip -g, only DWARF goes.
-$(OBJECT): bpf/guard.bpf.c $(wildcard bpf/*.h) Makefile
+guard/%.bpf.o: bpf/%.bpf.c $(wildcard bpf/*.h) Makefile
 	clang $(BPF_FLAGS) -c $< -o $@.new
 	llvm-strip -g $@.new
 	mv $@.new $@
@@ -80,6 +80,6 @@ format: ## let ruff and clang-format lay out the code
 
 .PHONY: clean
 clean: ## remove what the targets above made
-	rm -rf .venv .venv-fuzz build dist *.egg-info $(OBJECT)
+	rm -rf .venv .venv-fuzz build dist *.egg-info $(OBJECTS)
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find guard tests -name __pycache__ -prune -exec rm -rf {} +

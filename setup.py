@@ -26,7 +26,8 @@ class BuildWithObject(build_py):
             return
         subprocess.run(["make", "--silent", "object"], check=True)
         package = Path(self.build_lib, "guard")
-        shutil.copy2("guard/guard.bpf.o", package)
+        for name in ("guard.bpf.o", "lsm.bpf.o"):
+            shutil.copy2(Path("guard", name), package)
         shutil.copytree("policies", package / "policies", dirs_exist_ok=True)
 
 

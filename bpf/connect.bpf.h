@@ -6,132 +6,34 @@
 #ifndef GUARD_CONNECT_H
 #define GUARD_CONNECT_H
 
-#include "socket.bpf.h"
+#include "judge.bpf.h"
 
 enum { REFUSE = 0, PASS = 1 };
 
-/* Read once a connect: what is guarded and what is allowed change together. */
-static __always_inline u32 live_slot(void)
+static __noinline int direction_by(struct bpf_sock_addr *ctx,
+				   const struct where *where)
 {
-	return *(volatile u32 *)&control.slot & 1;
+	struct bpf_sock *sk = ctx->sk;
+	struct inet_sock *inet = sk ? (void *)bpf_skc_to_tcp_sock(sk) : 0;
+
+	return source_routed(inet) ? DIRECTION_OUTBOUND :
+				     direction_of(where->address);
 }
 
-static __always_inline int unguarded(u32 slot, u32 port)
-{
-	port &= 0xffff;
-	return control.unguarded[slot][port >> 6] >> (port & 63) & 1;
-}
-
-static __always_inline int unfollowed(u32 port)
-{
-	port &= 0xffff;
-	return control.unfollowed[port >> 6] >> (port & 63) & 1;
-}
-
-static __always_inline void map_ipv4(u8 address[16], u32 ip4)
-{
-	u32 *word = (u32 *)address;
-
-	word[0] = word[1] = 0;
-	word[2] = bpf_htonl(0xffff);
-	word[3] = ip4;
-}
-
-static __always_inline int is_ipv4(const u8 address[16])
-{
-	const u32 *word = (const u32 *)address;
-
-	return !word[0] && !word[1] && word[2] == bpf_htonl(0xffff);
-}
-
-static __always_inline const struct target *target_of(
-	const struct policy *policy, const struct where *where)
-{
-	return is_ipv4(where->address) ? &policy->redirect4 :
-					 &policy->redirect6;
-}
-
-static __noinline int judge_caller(struct bpf_sock_addr *ctx,
-				   const struct policy *policy, u32 slot,
-				   const struct where *where,
+/* What the socket asks for may leave less than the policy would give. */
+static __noinline int judge_socket(struct bpf_sock *sk,
 				   struct decision *decision)
 {
-	const struct cred *cred = BPF_CORE_READ(current_task(), cred);
-	const struct target *target = target_of(policy, where);
-	struct who who;
+	struct inet_sock *inet = sk ? (void *)bpf_skc_to_tcp_sock(sk) : 0;
 
-	/* Linux 6.1 rounds each frame up to 32 bytes, 512 for the whole chain */
-	BPF_CORE_READ_INTO(&who.uid, cred, euid.val);
-	BPF_CORE_READ_INTO(&who.gid, cred, egid.val);
-	/* not root: the kernel connects where a peer of anybody's tells it to */
-	if (BPF_CORE_READ(current_task(), flags) & PF_KTHREAD)
-		who.uid = who.gid = ~0U;
-	match_caller_exe(policy, slot, &who.rows); /* first: it adds rows */
-	match_unit(policy, slot, &who.rows);
-	decide(policy, slot, &who, where, decision);
-
-	/* only to this host, not by way of others or from another netns */
-	if (decision->verdict == VERDICT_REDIRECT &&
-	    (!target->set || source_routed(ctx->sk) ||
-	     direction_of(target->address) != DIRECTION_LOCAL ||
-	     bpf_get_netns_cookie(ctx) != control.home_netns))
+	if (decision->verdict == VERDICT_REDIRECT && source_routed(inet))
 		decision->verdict = VERDICT_DENY;
-	if (decision->verdict > VERDICT_REDIRECT)
-		decision->verdict = VERDICT_DENY;
-	if (out_of_room(ctx->sk)) {
+	if (out_of_room(sk)) {
 		decision->verdict = VERDICT_DENY;
 		decision->rule = NO_RULE;
 		decision->quiet = 0;
 	}
 	return 0;
-}
-
-static __always_inline void count_verdict(u32 verdict, u32 mode, u32 direction)
-{
-	count(COUNT_JUDGED);
-	if (direction == DIRECTION_LOCAL)
-		count(COUNT_LOCAL);
-	if (verdict == VERDICT_ALLOW)
-		count(COUNT_ALLOWED);
-	else if (mode == MODE_OBSERVE)
-		count(COUNT_WOULD_DENY);
-	else
-		count(verdict == VERDICT_DENY ? COUNT_DENIED :
-						COUNT_REDIRECTED);
-}
-
-static __noinline int fill_event(struct bpf_sock_addr *ctx, struct event *ev,
-				 const struct policy *policy,
-				 const struct where *where,
-				 const struct decision *decision)
-{
-	const struct target *target = target_of(policy, where);
-
-	__builtin_memset(ev, 0, __builtin_offsetof(struct event, text));
-	ev->abi = GUARD_ABI;
-	ev->kind = EVENT_CONNECT;
-	ev->verdict = decision->verdict;
-	ev->mode = policy->mode;
-	ev->direction = where->direction;
-	ev->rule = decision->rule;
-	ev->outcome = OUTCOME_SYN_SENT;
-	if (decision->verdict == VERDICT_DENY && policy->mode != MODE_OBSERVE)
-		ev->outcome = OUTCOME_DENIED;
-	ev->connection = __sync_fetch_and_add(&state.connection, 1);
-	ev->time_ns = bpf_ktime_get_boot_ns();
-	ev->netns_cookie = bpf_get_netns_cookie(ctx);
-	if (ev->netns_cookie != control.home_netns)
-		ev->flags |= FLAG_FOREIGN_NETNS;
-	if (out_of_room(ctx->sk))
-		ev->flags |= FLAG_NO_ROOM;
-	__builtin_memcpy(ev->dst.address, where->address, 16);
-	ev->dst.port = where->port;
-	if (decision->verdict == VERDICT_REDIRECT &&
-	    policy->mode != MODE_OBSERVE) {
-		__builtin_memcpy(ev->via.address, target->address, 16);
-		ev->via.port = target->port;
-	}
-	return capture(ev);
 }
 
 /* The socket cannot carry the event: send what is known, now. */
@@ -147,8 +49,10 @@ static __noinline int report_without_storage(struct bpf_sock_addr *ctx,
 		count(COUNT_LOST_RING);
 		return 0;
 	}
-	fill_event(ctx, ev, policy, where, decision);
+	fill_event(bpf_get_netns_cookie(ctx), ev, policy, where, decision);
 	ev->flags |= FLAG_NO_STORAGE;
+	if (out_of_room(ctx->sk))
+		ev->flags |= FLAG_NO_ROOM;
 	ev->seq = __sync_fetch_and_add(&state.seq, 1);
 	bpf_ringbuf_submit(ev, 0);
 	count(COUNT_EVENTS);
@@ -202,7 +106,8 @@ static __noinline int on_connect(struct bpf_sock_addr *ctx, u32 slot,
 	set_front(ctx->sk, REPORT_SILENT);
 
 	where->direction = direction_by(ctx, where);
-	judge_caller(ctx, policy, slot, where, &decision);
+	judge_caller(bpf_get_netns_cookie(ctx), policy, slot, where, &decision);
+	judge_socket(ctx->sk, &decision);
 	count_verdict(decision.verdict, policy->mode, where->direction);
 	refuse = decision.verdict == VERDICT_DENY &&
 		 policy->mode != MODE_OBSERVE;
@@ -232,7 +137,10 @@ static __noinline int on_connect(struct bpf_sock_addr *ctx, u32 slot,
 			report_without_storage(ctx, policy, where, &decision);
 		goto out;
 	}
-	fill_event(ctx, &conn->fold.first, policy, where, &decision);
+	fill_event(bpf_get_netns_cookie(ctx), &conn->fold.first, policy, where,
+		   &decision);
+	if (out_of_room(ctx->sk))
+		conn->fold.first.flags |= FLAG_NO_ROOM;
 	if (often)
 		repeat = fold_begin(&key, conn, now);
 

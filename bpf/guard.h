@@ -53,6 +53,24 @@ enum event_kind {
 	EVENT_CONNECT = 1, /* a judged connect(), sent once */
 	EVENT_CLOSED =
 		2, /* the end of a connection whose EVENT_CONNECT was sent */
+	EVENT_TAMPER = 3, /* somebody reached for the guard itself, see act */
+	EVENT_KEEPER = 4, /* a process said that it is one of our programs */
+};
+
+/* What was reached for: struct event.act of EVENT_TAMPER. */
+enum act {
+	ACT_NONE = 0,
+	ACT_MAP = 1,	/* a map's rows: written, deleted, frozen, mapped */
+	ACT_LINK = 2,	/* detached, or given another program */
+	ACT_PIN = 3,	/* removed or renamed, or their folder was */
+	ACT_UMOUNT = 4, /* the file system of the pins was unmounted */
+};
+
+/* What becomes of who does so without being one of our programs. */
+enum protection {
+	PROTECTION_DENY = 0, /* EPERM, and recorded */
+	PROTECTION_RECORD = 1,
+	PROTECTION_OFF = 2,
 };
 
 /* How far the connection came. */
@@ -83,6 +101,7 @@ enum event_flag {
 	FLAG_EXE_SET = 1 << 11,	       /* it did: set, not executed */
 	FLAG_NO_ROOM = 1 << 12, /* denied: it left no room for its record */
 	FLAG_FOREIGN_MOUNTS = 1 << 13, /* a path was made up by a user */
+	FLAG_LSM = 1 << 14,	       /* denied by the lock in the LSM */
 };
 
 enum dimension {
@@ -123,7 +142,9 @@ enum counter {
 	COUNT_NO_OWNER = 14, /* owners map full: connection not in it */
 	COUNT_NO_FOLD = 15,  /* folds map full: repeat sent as an event */
 	COUNT_NO_MARK = 16,  /* let pass, but the socket took no mark */
-	COUNTERS = 17,
+	COUNT_TOUCHED = 17, /* EVENT_TAMPER, EVENT_KEEPER: into the ring */
+	COUNT_LOST_TOUCHED = 18, /* and those for which it was full */
+	COUNTERS = 19,
 };
 
 struct mask {
@@ -193,7 +214,7 @@ struct policy {
 	 * netfilter to see that it was judged. 0: no second lock, no mark.
 	 */
 	unsigned int mark;
-	unsigned int pad;
+	unsigned int protection; /* enum protection, where the LSM is in force */
 	struct target redirect4;
 	struct target redirect6;
 	struct mask direction[2]; /* rows of [[rule]] and of [[local.rule]] */
@@ -275,7 +296,7 @@ struct event {
 	unsigned int loginuid; /* ~0: not set */
 	unsigned int session;  /* audit session, ~0: not set */
 	unsigned int error;    /* errno that ended the connection */
-	unsigned int pad;
+	unsigned int act;      /* enum act; EVENT_TAMPER */
 	char comm[COMM_LEN];
 	struct ancestor ancestor[ANCESTORS]; /* parent first */
 	/* lengths of the four texts, which stand in text[] in this order */

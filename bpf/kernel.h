@@ -63,13 +63,19 @@ struct dentry {
 
 struct vfsmount {
 	struct dentry *mnt_root;
+	struct super_block *mnt_sb;
 };
 
 struct user_namespace {
 	int level; /* 0: the initial one */
 };
 
+struct ns_common {
+	unsigned int inum;
+};
+
 struct mnt_namespace {
+	struct ns_common ns;
 	struct user_namespace *user_ns;
 };
 
@@ -90,6 +96,7 @@ struct file {
 	const struct cred *f_cred; /* of who opened it */
 	struct path f_path;
 	struct inode *f_inode;
+	void *private_data;
 };
 
 struct fs_struct {
@@ -130,24 +137,42 @@ struct kernfs_node___v6_15 {
 	struct kernfs_node *__parent;
 };
 
+struct bpf_prog;
+
+struct bpf_prog_array_item {
+	struct bpf_prog *prog;
+};
+
+struct bpf_prog_array {
+	struct bpf_prog_array_item items[1]; /* up to one without prog */
+};
+
+enum cgroup_bpf_attach_type {
+	CGROUP_INET4_CONNECT = 1, /* the kernel's own numbers are asked for */
+	CGROUP_INET6_CONNECT = 2,
+};
+
+struct cgroup_bpf {
+	struct bpf_prog_array *effective[1];
+};
+
 struct cgroup {
 	int level;
 	struct kernfs_node *kn;
+	struct cgroup_bpf bpf;
 };
 
 struct css_set {
 	struct cgroup *dfl_cgrp;
 };
 
-struct ns_common {
-	unsigned int inum;
-};
-
 struct net {
 	struct ns_common ns;
+	u64 net_cookie;
 };
 
 struct nsproxy {
+	struct mnt_namespace *mnt_ns;
 	struct net *net_ns;
 };
 
@@ -170,8 +195,18 @@ struct task_struct {
 	unsigned int sessionid;
 };
 
+typedef struct {
+	struct net *net;
+} possible_net_t;
+
 struct sock_common {
+	u16 skc_family;
 	unsigned long skc_flags;
+	possible_net_t skc_net;
+};
+
+struct sock_cgroup_data {
+	struct cgroup *cgroup;
 };
 
 typedef struct {
@@ -182,6 +217,18 @@ struct sock {
 	struct sock_common __sk_common;
 	atomic_t sk_omem_alloc; /* its own options, filters, keys */
 	int sk_err;
+	u16 sk_protocol;
+	struct sock_cgroup_data sk_cgrp_data;
+};
+
+struct socket {
+	short type;
+	struct sock *sk;
+};
+
+struct msghdr {
+	void *msg_name;
+	unsigned int msg_flags;
 };
 
 struct tcp_sock {

@@ -12,9 +12,8 @@
  * Whether the socket asks for a way by other hosts, as anybody may (IP_OPTIONS,
  * IPV6_RTHDR): then the packets leave for the first of these, whatever the address.
  */
-static __always_inline int source_routed(struct bpf_sock *sk)
+static __always_inline int source_routed(struct inet_sock *inet)
 {
-	struct inet_sock *inet = sk ? (void *)bpf_skc_to_tcp_sock(sk) : 0;
 	struct ip_options_rcu *options;
 
 	if (!inet)
@@ -39,13 +38,6 @@ static __always_inline int out_of_room(struct bpf_sock *sk)
 
 	return full &&
 	       BPF_CORE_READ(full, sk_omem_alloc.counter) > OPTION_MEMORY;
-}
-
-static __noinline int direction_by(struct bpf_sock_addr *ctx,
-				   const struct where *where)
-{
-	return source_routed(ctx->sk) ? DIRECTION_OUTBOUND :
-					direction_of(where->address);
 }
 
 #endif

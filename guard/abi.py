@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """bpf/guard.h in Python: the bytes both sides share, and what they mean.
 
-The ctypes structures below are the mirror; `check` compares them with the BTF
-of the compiled object, so a field added on one side only is refused at load
-and by tests/test_abi.py. Units as in the header: host byte order, addresses 16 bytes
+The ctypes structures are compared with the compiled object's BTF, at load and by
+tests/test_abi.py. Units as in the header: host byte order, addresses 16 bytes
 in network order with IPv4 mapped, times CLOCK_BOOTTIME nanoseconds.
 """
 
@@ -59,6 +58,22 @@ class EventKind(enum.IntEnum):
 
     CONNECT = 1
     CLOSED = 2
+    TAMPER = 3
+    KEEPER = 4
+
+
+class Act(enum.IntEnum):
+    """What of the guard's own somebody reached for."""
+
+    NONE, MAP, LINK, PIN, UMOUNT = range(5)
+
+
+class Protection(enum.IntEnum):
+    """What becomes of who does so without being one of our programs."""
+
+    DENY = 0
+    RECORD = 1
+    OFF = 2
 
 
 class Outcome(enum.IntEnum):
@@ -91,6 +106,7 @@ class Flag(enum.IntFlag):
     EXE_SET = 1 << 11
     NO_ROOM = 1 << 12
     FOREIGN_MOUNTS = 1 << 13
+    LSM = 1 << 14
 
 
 class Dimension(enum.IntEnum):
@@ -134,6 +150,8 @@ class Counter(enum.IntEnum):
     NO_OWNER = 14
     NO_FOLD = 15
     NO_MARK = 16
+    TOUCHED = 17
+    LOST_TOUCHED = 18
 
 
 class Mask(c.Structure):
@@ -219,7 +237,7 @@ class Policy(c.Structure):
         ("passed_burst", c.c_uint32),
         ("window_ns", c.c_uint64),
         ("mark", c.c_uint32),
-        ("pad", c.c_uint32),
+        ("protection", c.c_uint32),
         ("redirect4", Target),
         ("redirect6", Target),
         ("direction", Mask * 2),
@@ -308,7 +326,7 @@ class RawEvent(c.Structure):
         ("loginuid", c.c_uint32),
         ("session", c.c_uint32),
         ("error", c.c_uint32),
-        ("pad", c.c_uint32),
+        ("act", c.c_uint32),
         ("comm", c.c_char * COMM_LEN),
         ("ancestor", RawAncestor * ANCESTORS),
         ("exe_len", c.c_uint16),

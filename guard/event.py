@@ -15,6 +15,7 @@ from typing import Any
 from guard.abi import (
     ABI,
     ANCESTORS,
+    Act,
     Direction,
     EventKind,
     Flag,
@@ -81,6 +82,7 @@ class Event:
     cwd: str
     cgroup: str
     args: tuple[str, ...]
+    act: Act = Act.NONE
 
 
 def _format(kind: Any) -> str:
@@ -128,7 +130,7 @@ def unpack_event(raw: bytes) -> Event:
         src, src_port, _, _, _, dst, dst_port, _, _, _, via, via_port, _, _, _,
         start_ns, cgroup_id, netns_cookie, inode, device, generation, nlink,
         netns, pid, tid, uid, gid, real_uid, real_gid, loginuid, session, error,
-        _, comm, *rest,
+        act, comm, *rest,
     ) = _HEADER.unpack_from(raw)  # fmt: skip
     exe_len, cwd_len, cgroup_len, args_len = rest[-4:]
     if abi != ABI:
@@ -183,6 +185,7 @@ def unpack_event(raw: bytes) -> Event:
             cwd=_path(raw[exe_end:cwd_end], bool(flags & Flag.CWD_CUT)),
             cgroup=_path(raw[cwd_end:cgroup_end], bool(flags & Flag.CGROUP_CUT)),
             args=_args(raw[cgroup_end:args_end]),
+            act=Act(act),
         )
     except ValueError as error_:
         raise TornEvent(str(error_)) from None

@@ -30,6 +30,7 @@ class Kind(enum.Enum):
     BACKSTOP = "backstop"
     ENDED = "ended"
     TAMPERED = "tampered"
+    ENROLLED = "enrolled"
     CLOCK_SET = "clock-set"
 
 

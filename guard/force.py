@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from guard import __version__, abi
+from guard import __version__, abi, lsm
 from guard.backstop.keeper import Keeper, remove_all
 from guard.backstop.lock import Design
 from guard.errors import (
@@ -116,6 +116,7 @@ def only_one(pin_dir: Path) -> Iterator[None]:
             os.close(folder)
             folder = -1
     try:
+        lsm.enrol(pin_dir)
         yield
     finally:
         with contextlib.suppress(OSError):  # not empty: a guard is pinned there
@@ -192,6 +193,7 @@ def bring_up(
                 since_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         guard.attach(cgroup)
         guard.set_about(
+            lsm=lsm.put(guard, cgroup) or None,
             policy=str(file),
             cgroup=str(cgroup),
             version=__version__,

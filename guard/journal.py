@@ -53,11 +53,12 @@ MESSAGE_IDS: dict[Kind, str] = {
     Kind.BACKSTOP: "138c733d10e6450b9ae98887935fa6c1",
     Kind.ENDED: "2e7d7470d7244e3ca7f5430adf2a58e9",
     Kind.TAMPERED: "8bbc2060b12341fabdaeb1efefcb50e1",
+    Kind.ENROLLED: "1c8ad267a41a4662b3ee6a058f6e4deb",
     Kind.CLOCK_SET: "c07b04c833ab4f4188486a8ea8bce614",
 }
 NOTICES = frozenset(
     (Kind.LOST, Kind.POLICY_LOADED, Kind.POLICY_REFUSED, Kind.LOADED, Kind.UNLOADED)
-    + (Kind.TAMPERED, Kind.CLOCK_SET)
+    + (Kind.TAMPERED, Kind.ENROLLED, Kind.CLOCK_SET)
 )
 _KINDS = {kind.value: kind for kind in Kind}
 

@@ -220,11 +220,7 @@ class Guard(Tables):
                 if fresh:
                     _begin(home)
                 for name in (*HOOKS, *HAND_RUN):
-                    # pinned under another name first: a rename has no gap
-                    staged = home / f"{name}_new"
-                    staged.unlink(missing_ok=True)
-                    libbpf.pin(obj.program(name), staged)
-                    staged.rename(home / name)
+                    pin_anew(obj.program(name), home / name)
             guard = cls(pin_dir)
             guard.abandoned = unread
         except BaseException:
@@ -298,6 +294,8 @@ class Guard(Tables):
 
     def detach(self) -> None:
         """Detach every hook: from here on the host is open."""
+        for link in self.pin_dir.glob("link-lsm_*"):  # else it goes on alone
+            link.unlink()
         for hook in reversed(HOOKS):
             self.link_path(hook).unlink(missing_ok=True)
 
@@ -345,6 +343,17 @@ def _begin(home: Path) -> None:
     start = {"control": bytes(control), "state": struct.pack("=QQ", 1, connection)}
     for name, value in start.items():
         libbpf.Map(libbpf.get_pinned(home / name)).put(KEY0, value)
+
+
+def pin_anew(fd: int, path: Path) -> None:
+    """Pin the object behind fd at path, in place of what may be there.
+
+    Under another name first: a rename has no gap.
+    """
+    staged = path.with_name(f"{path.name}_new")
+    staged.unlink(missing_ok=True)
+    libbpf.pin(fd, staged)
+    staged.rename(path)
 
 
 def open_to_others(folder: Path) -> bool:

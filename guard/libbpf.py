@@ -355,6 +355,11 @@ def attach(program: int, cgroup: int, attach_type: int) -> int:
     )
 
 
+def attach_lsm(program: int) -> int:
+    """Attach an LSM program where its object says; gives the link's descriptor."""
+    return _check(_lib.bpf_raw_tracepoint_open(None, program), "cannot attach it")
+
+
 def swap(link: int, program: int) -> None:
     """Replace a link's program by BPF_LINK_UPDATE: no call slips by between."""
     _check(_lib.bpf_link_update(link, program, None), "cannot swap a program")
@@ -391,6 +396,10 @@ class Object:
                 f"{self.path} has no map {name}",
             )
         )
+
+    def has_map(self, name: str) -> bool:
+        """Tell whether the object has a map of that name."""
+        return bool(_lib.bpf_object__find_map_by_name(self._pointer, name.encode()))
 
     def set_pin_path(self, name: str, path: Path) -> None:
         """Make load() use the map pinned at path, or pin its new one there."""

@@ -39,7 +39,11 @@ _VERDICTS = {verdict: verdict.name.lower() for verdict in Verdict}
 _MODES = {mode: mode.name.lower() for mode in Mode}
 _DIRECTIONS = {direction: direction.name.lower() for direction in Direction}
 _OUTCOMES = {outcome: outcome.name.lower().replace("_", "-") for outcome in Outcome}
-_FLAGS = tuple((flag, (flag.name or "").lower().replace("_", "-")) for flag in Flag)
+_FLAGS = tuple(
+    (flag, (flag.name or "").lower().replace("_", "-"))
+    for flag in Flag
+    if flag is not Flag.LSM  # that lacks nothing
+)
 
 
 @lru_cache(maxsize=4096)
@@ -193,6 +197,7 @@ class Naming:
             count=repeats.folded if repeats else 1,
             last_us=(repeats.last_ns + to_real) // 1000 if repeats else 0,
             incomplete=_incomplete(flags) if flags else (),
+            lock="lsm" if flags & Flag.LSM else None,
         )
 
 

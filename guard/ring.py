@@ -20,6 +20,7 @@ LOSSES = {
     Counter.LOST_RING: "the ring was full: findings of judged connections",
     Counter.LOST_CLOSED: "the ring was full: ends of connections",
     Counter.NO_STORAGE: "a socket took no record: source port and end not known",
+    Counter.LOST_TOUCHED: "the ring was full: who reached for the guard itself",
     Counter.NO_OWNER: "too many connections at once: not in the map of owners",
     Counter.NO_MARK: "a socket took no mark: refused by the second lock",
 }

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from guard.abi import Counter
+from guard.abi import Counter, EventKind
 from guard.delivery import Delivery, Forgetful, Record
 from guard.errors import GuardError, TornEvent
 from guard.event import Event
@@ -23,6 +23,7 @@ from guard.finding import Finding, Kind, Notice
 from guard.kernel import Guard
 from guard.origin import Naming
 from guard.ring import LOSSES, Losses, Ring, finished_repeats
+from guard.touched import touched_notice
 
 _POLL_MS = 200
 _LOOK_SECONDS = 1.0  # for finished windows and losses
@@ -190,7 +191,11 @@ class Scribe(Clerk):
                 self._record.tell()
 
     def _on_event(self, event: Event) -> None:
-        self._write(self._naming.finding(event))
+        found = self._naming.finding(event)
+        if event.kind in (EventKind.TAMPER, EventKind.KEEPER):
+            self._write(touched_notice(event, found))
+        else:
+            self._write(found)
 
     def _on_torn(self, error: TornEvent) -> None:
         self._write(

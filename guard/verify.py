@@ -13,7 +13,7 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
-from guard import abi, kernel, libbpf
+from guard import abi, kernel, libbpf, lsm
 from guard.backstop.keeper import standing
 from guard.checks import Check, State, good
 from guard.errors import GuardError, KernelError, PolicyError
@@ -30,6 +30,7 @@ _TAMPERED = f"somebody changed it; find out who, then {_RELOAD}"
 def verify(guard: Guard) -> Iterator[Check]:
     """Answer every question about what is loaded, one after the other."""
     yield _links(guard)
+    yield lsm.check(guard)
     yield _order(guard)
     yield _programs(guard)
     yield _pins(guard)

@@ -25,6 +25,8 @@ ENUMS: dict[str, tuple[type[enum.IntEnum] | type[enum.IntFlag], str]] = {
     "direction": (abi.Direction, "DIRECTION_"),
     "event_kind": (abi.EventKind, "EVENT_"),
     "outcome": (abi.Outcome, "OUTCOME_"),
+    "act": (abi.Act, "ACT_"),
+    "protection": (abi.Protection, "PROTECTION_"),
     "event_flag": (abi.Flag, "FLAG_"),
     "dimension": (abi.Dimension, "DIMENSION_"),
     "unit_tail": (abi.UnitTail, "TAIL_"),

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from guard import lsm
 from guard.abi import Counter
 from guard.backstop.keeper import compare
 from guard.checks import State
@@ -104,6 +105,7 @@ def _state(guard: Guard) -> dict[str, Any]:
         "refused": about.get("refused"),
         "ports": sorted(guarded_ports(guard.control())),
         "cgroup": about.get("cgroup"),
+        "lsm": lsm.check(guard).detail,
         "not_attached": missing,
         "backstop": about.get("backstop"),
         "changed": changed,
@@ -151,6 +153,7 @@ def _show(state: dict[str, Any]) -> None:
         _line("CHANGED", f"by somebody: {', '.join(state['changed'])}")
     _line("ports", " ".join(map(str, state["ports"])))
     _line("cgroup", state["cgroup"])
+    _line("lsm", state["lsm"])
     _line("loaded", f"{_ago(state['uptime_s'])} ago, smtp-guard {state['version']}")
     _line("2nd lock", _backstop(state["backstop"] or {}))
     if state["before"] and state["before"]["open"]:

@@ -13,7 +13,7 @@ import textwrap
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from guard.abi import Direction, Mode, Verdict
+from guard.abi import Direction, Mode, Protection, Verdict
 from guard.policy.units import UnitPattern
 from guard.text import printable
 
@@ -148,6 +148,7 @@ class Policy:
     backstop: Backstop = Backstop()
     before: Before = Before()
     repair: bool = True  # what somebody changes in the kernel is put back
+    protection: Protection = Protection.OFF  # of who changes it, by the LSM
     sha256: bytes = bytes(32)  # of all files, in the order read
     files: tuple[Path, ...] = ()  # the policy file first, then its includes
     exes: frozenset[Path] = frozenset()  # as named, and every link on the way

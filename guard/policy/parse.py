@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from guard.abi import NAME_LEN, Direction, Mode, Verdict
+from guard.abi import NAME_LEN, Direction, Mode, Protection, Verdict
 from guard.errors import PolicyError
 from guard.policy.backstop import backstop_section
 from guard.policy.check import check_rules, check_size
@@ -42,6 +42,7 @@ from guard.text import printable
 _MAIN_KEYS = (
     *("mode", "ports", "include", "rule"),
     *("local", "redirect", "fold", "before", "tamper", "backstop"),
+    "self_protection",
 )
 _INCLUDED_KEYS = ("include", "rule", "local")
 _RULE_KEYS = (
@@ -206,6 +207,10 @@ def _settings(main: Source, rules: tuple[Rule, ...], problems: Problems) -> Poli
     tamper = "repair"
     if "tamper" in top.data:
         tamper = top.choice("tamper", ("repair", "report")) or tamper
+    protection = "off"
+    if "self_protection" in top.data:
+        words = ("off", "record", "deny")
+        protection = top.choice("self_protection", words) or protection
     local = top.section("local", ("audit", "default", "rule"))
     default = Verdict.ALLOW
     if "default" in local.data:
@@ -257,6 +262,7 @@ def _settings(main: Source, rules: tuple[Rule, ...], problems: Problems) -> Poli
         backstop_section(top),
         older,
         tamper == "repair",
+        Protection[protection.upper()],
     )
 
 

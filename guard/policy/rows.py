@@ -113,6 +113,7 @@ def _settings(policy: Policy) -> abi.Policy:
         passed_burst=policy.fold.local,
         window_ns=policy.fold.window_ns,
         mark=policy.backstop.socket_mark,
+        protection=policy.protection,
         redirect4=_target(policy.redirect4),
         redirect6=_target(policy.redirect6),
         sha256=(ctypes.c_uint8 * 32)(*policy.sha256),

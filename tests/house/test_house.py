@@ -27,17 +27,19 @@ STAGES = [
     "libbpf",
     "ringbuf",
     "tables",
+    "checks",
     "kernel",
+    "lsm",
     "ring",
     "finding",
     "origin",
     "procfs",
     "message",
+    "touched",
     "journal",
     "receipts",
     "delivery",
     "query",
-    "checks",
     "incident",
     "held",
     "hosts",
@@ -63,7 +65,7 @@ CORPUS = CHECKOUT / "tests/fuzz/corpus"
 PYTHON_LINES, C_LINES = 450, 300
 # Longer, and why: one thing with no seam to cut it at.
 LONGER = {
-    "bpf/guard.h": 350,  # the contract, which both sides read as one
+    "bpf/guard.h": 380,  # the contract, which both sides read as one
 }
 
 NO_SPDX = {".md", ".gitignore", "LICENSE", ".json"}

@@ -155,3 +155,10 @@ def test_a_file_that_cannot_be_identified_is_no_missing_file() -> None:
 
     with pytest.raises(OSError, match="Input/output"):
         compile_rows(policy, 0, broken)
+
+
+@pytest.mark.parametrize("word", ["off", "record", "deny"])
+def test_self_protection_is_as_the_policy_says(word: str) -> None:
+    policy = parse(f'mode = "enforce"\nself_protection = "{word}"\n')
+    assert policy.protection.name.lower() == word
+    assert parse('mode = "enforce"\n').protection.name == "OFF"

@@ -122,7 +122,9 @@ def test_an_untouched_guard_is_all_good(site: Site) -> None:
     site.load()
     answer = site.ctl("verify")
     assert answer.status == 0, answer.text
-    assert set(site.states().values()) == {"ok"}
+    states = site.states()
+    assert states.pop("lsm") in ("ok", "note")  # many kernels refuse LSM programs
+    assert {*states.values()} == {"ok"}
     assert max(map(len, answer.text.splitlines())) < 80
 
 
