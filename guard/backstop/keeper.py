@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import re
 import socket
+import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -76,19 +77,36 @@ def remove_all(pin_dir: Path, but: str = "off") -> list[str]:
 
 
 def _remove(kind: str, name: str) -> bool:
-    if kind == "iptables" and not _iptables_is_used():
+    if kind == "iptables" and not _iptables_may_have(name):
         return False
     with contextlib.suppress(BackstopError):  # cannot be had, so it is not there
         return _BACKENDS[kind](name).remove()
     return False
 
 
-def _iptables_is_used() -> bool:
-    """Tell whether legacy iptables has its table here; asking it would make one."""
+def _iptables_may_have(name: str) -> bool:
+    """Tell whether legacy iptables may hold chains of ours, without their library.
+
+    Where it has no table here, asking it would make one. Where it has, its own
+    program tells in milliseconds; python-iptables takes 0.3 s.
+    """
+    found = False
+    for family in ("ip", "ip6"):
+        with contextlib.suppress(OSError):
+            tables = Path(f"/proc/self/net/{family}_tables_names").read_text()
+            if "filter" in tables.split():
+                found |= _saved(f"{family}tables-legacy-save", f":{name.upper()[:20]}_")
+    return found
+
+
+def _saved(program: str, text: str) -> bool:
     try:
-        return "filter" in Path("/proc/self/net/ip_tables_names").read_text().split()
-    except OSError:
-        return False
+        done = subprocess.run(
+            [program, "-t", "filter"], capture_output=True, timeout=20, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return True  # it cannot be asked, so let the library look
+    return text.encode() in done.stdout
 
 
 def digest(state: str) -> str:
