@@ -3,7 +3,7 @@
 
 journald takes an entry and drops it without a word when its disk is full or its rate
 limit is met. What was sent since the journal was last seen to have everything is
-therefore kept here, a few thousand entries at most; all others wait in the kernel.
+therefore kept here, a thousand entries at most; all others wait in the kernel.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from guard.journal import Found, JournalWriter, frame, lines
 from guard.kernel import Guard
 from guard.receipts import Receipts
 
-UNSURE = 4096  # entries; some 6 MB
+UNSURE = 1024  # entries; some 1.5 MB, of which Python makes several
 _AGAIN_SECONDS = 0.1  # after an error that came at once
 _PROBE_SECONDS = 1.0  # between two attempts while nothing is kept
 _SLOW_SECONDS = 1.0  # for journald to read what waits in its socket

@@ -183,7 +183,7 @@ def _name(finding: Finding, names: set[str]) -> str:
 def _unit(finding: Finding) -> str | None:
     """Name the unit as a policy would: by name, by path, or its user's slice."""
     named = place(finding)
-    if named is None:
+    if not named:
         return None
     head, unit, _ = finding.cgroup.partition(named)
     for text in (named, f"{head}{unit}"):

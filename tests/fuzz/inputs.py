@@ -36,6 +36,8 @@ def events(draw: st.DrawFn) -> bytes:
     for field in ("exe_inode", "time_ns", "ended_ns", "bytes_sent", "seq", "start_ns"):
         at = getattr(abi.RawEvent, field).offset
         head[at : at + 8] = draw(_edge).to_bytes(8, "little")
+    at = abi.RawEvent.act.offset
+    head[at : at + 4] = draw(st.sampled_from(list(abi.Act))).to_bytes(4, "little")
     parts = [draw(raw_texts) for _ in range(4)]
     at = abi.RawEvent.exe_len.offset
     head[at : at + 8] = b"".join(len(part).to_bytes(2, "little") for part in parts)

@@ -60,5 +60,5 @@ def verify(site: Site) -> dict[str, str]:
 
 
 def all_good(site: Site) -> bool:
-    """Tell whether verify finds nothing."""
-    return set(verify(site).values()) == {"ok"}
+    """Tell whether verify finds nothing; a note is of what this kernel has not."""
+    return set(verify(site).values()) <= {"ok", "note"}
