@@ -202,8 +202,8 @@ def bring_up(
         )
         if policy:  # last: a socket of before has no mark
             tighten(guard, policy, keeper)
-            if not adopted:  # of a guard whose pins somebody removed
-                remove_all(pin_dir, but=keeper.kind)
+            # of a guard whose pins somebody removed, or of one without programs
+            remove_all(pin_dir, but=keeper.kind)
     except BaseException:
         if not adopted:  # a version before ours may be in force: it stays
             guard.forget()

@@ -50,16 +50,26 @@ def message(finding: Finding) -> str:
         lead = _LEAD[kind]
     user = finding.user or f"uid {finding.uid}"
     source = f" {address(finding.src)}" if finding.src else ""
-    text = (
-        f"{lead}: pid {finding.pid} ({finding.comm}, {user}){source}"
-        f" -> {address(finding.dst)}{_why(finding)}; "
-        f"{finding.exe or 'no executable'} in {finding.cwd}"
-    )
+    if "no-process" in finding.incomplete:
+        who, what = _unknown(finding, user), ""
+    else:
+        who = f"pid {finding.pid} ({finding.comm}, {user})"
+        what = f"; {finding.exe or 'no executable'} in {finding.cwd}"
+    text = f"{lead}: {who}{source} -> {address(finding.dst)}{_why(finding)}{what}"
     if finding.unit:
         text += f", unit {finding.unit}"
     if finding.container:
         text += f", container {finding.container}"
     return printable(text)
+
+
+def _unknown(finding: Finding, user: str) -> str:
+    """Say what is known of a sender that /proc did not show any more."""
+    if "forwarded" in finding.incomplete:
+        return "forwarded for"
+    return (
+        "process gone" if "no-user" in finding.incomplete else f"{user}, process gone"
+    )
 
 
 def _why(finding: Finding) -> str:
@@ -77,6 +87,8 @@ def _why(finding: Finding) -> str:
         why = f', rule "{finding.rule}"'
     elif finding.kind is Kind.BACKSTOP:
         why = f", {finding.lock}: no connect() was seen"
+        if "forwarded" in finding.incomplete:
+            why = f", {finding.lock}: not named by forward in [backstop]"
     elif finding.verdict == "deny":
         why = ", no rule allows it"
     else:

@@ -37,6 +37,7 @@ from guard.kernel import is_loaded
 from guard.policy import Policy, load, refresh
 from guard.scribe import Clerk
 from guard.service import Service
+from guard.tables import netns_cookie
 from guard.watch import Clock, Files
 
 STATE_DIR = Path("/run/smtp-guard")
@@ -138,6 +139,7 @@ class Unaided(Service):
                 {"rule": rule.label, "what": what}
                 for rule, what in untold(self._policy)
             ],
+            "netns": netns_cookie(),
             "pid": os.getpid(),
             "pid_ticks": start_ticks(os.getpid()),
             "version": __version__,

@@ -24,7 +24,7 @@ from guard.backstop.iptables import Iptables
 from guard.backstop.lock import Design, Lock, lock_of, while_changing
 from guard.backstop.nftables import Nftables
 from guard.backstop.uplinks import uplinks
-from guard.checks import Check, State
+from guard.checks import Check, State, good
 from guard.errors import BackstopError, GuardError
 from guard.hosts import Bell
 from guard.kernel import Guard, find_cgroup2
@@ -70,18 +70,62 @@ def table_name(pin_dir: Path) -> str:
     return re.sub(r"\W", "_", pin_dir.name, flags=re.ASCII)[:40] or "smtp_guard"
 
 
-def remove_all(pin_dir: Path, but: str = "off") -> list[str]:
-    """Take out every second lock of a guard but one; gives the kinds there were."""
+def remove_all(pin_dir: Path, but: str = "off", known: str = "") -> list[str]:
+    """Take out every second lock of a guard but one; gives the kinds there were.
+
+    known is the kind that is recorded to be in force. Raises BackstopError when that
+    one cannot be taken out: it would refuse all mail once nothing is marked.
+    """
     name = table_name(pin_dir)
-    return [kind for kind in _BACKENDS if kind != but and _remove(kind, name)]
+    kinds = [kind for kind in _BACKENDS if kind != but]
+    return [kind for kind in kinds if _remove(kind, name, kind == known)]
 
 
-def _remove(kind: str, name: str) -> bool:
+def same_namespace(cookie: int, about: dict[str, Any] | None) -> None:
+    """Raise BackstopError where rules are recorded in another network namespace.
+
+    cookie is that of the guard's own; 0: not known. about: Keeper.record().
+    """
+    kind = (about or {}).get("kind", "off")
+    if kind in _BACKENDS and cookie not in (0, netns_cookie()):
+        raise BackstopError(
+            f"the rules of {kind} are in another network namespace",
+            hint="call it where guardd was started: nsenter -t PID --net guardctl ...",
+        )
+
+
+def _remove(kind: str, name: str, known: bool) -> bool:
     if kind == "iptables" and not _iptables_may_have(name):
         return False
-    with contextlib.suppress(BackstopError):  # cannot be had, so it is not there
+    try:
         return _BACKENDS[kind](name).remove()
+    except BackstopError:
+        if kind == "nftables" and (there := _remove_by_program(name)) is not None:
+            return there
+        if known:
+            raise
     return False
+
+
+def _remove_by_program(name: str) -> bool | None:
+    """Take out our tables by nft(8), where its library cannot be had from Python.
+
+    None: nft cannot be had either.
+    """
+    try:
+        listed = _output(["nft", "list", "tables"]).decode(errors="replace")
+        tables = [f"table {family} {name}" for family in ("inet", "netdev")]
+        there = [table for table in tables if table in listed.splitlines()]
+        for table in there:
+            _output(["nft", "delete", *table.split()])
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return bool(there)
+
+
+def _output(command: list[str]) -> bytes:
+    """Give what a command printed. Raises OSError or SubprocessError."""
+    return subprocess.run(command, capture_output=True, timeout=20, check=True).stdout
 
 
 def _iptables_may_have(name: str) -> bool:
@@ -101,12 +145,9 @@ def _iptables_may_have(name: str) -> bool:
 
 def _saved(program: str, text: str) -> bool:
     try:
-        done = subprocess.run(
-            [program, "-t", "filter"], capture_output=True, timeout=20, check=True
-        )
+        return text.encode() in _output([program, "-t", "filter"])
     except (OSError, subprocess.SubprocessError):
         return True  # it cannot be asked, so let the library look
-    return text.encode() in done.stdout
 
 
 def digest(state: str) -> str:
@@ -159,7 +200,7 @@ class Keeper:
         if known not in _BACKENDS:
             return
         if backend is None or not there.mark:
-            _remove(known, self.name)
+            _remove(known, self.name, known=True)
             return
         old = replace(
             new,
@@ -253,6 +294,7 @@ class Keeper:
         """Give what other processes may know, for the guard's record."""
         group = self._policy.backstop.group if self._policy else 0
         found = {"kind": self.kind, "state": digest(self._state), "group": group}
+        found["uplinks"] = " ".join(self._lock.uplinks if self._lock else ())[:200]
         return {**found, "lacking": self.lacking, "why": self.why[:300]}
 
     # ---- is it still there?
@@ -375,6 +417,15 @@ def compare(about: dict[str, Any], pin_dir: Path) -> Check:
             "backstop",
             State.BAD,
             f"the rules of {kind} are {what}",
-            "guardd puts them back within a minute; or guardctl policy apply",
+            "guardctl policy apply puts them back; guardd does so within a minute, "
+            'unless the policy says tamper = "report"',
         )
-    return Check("backstop", State.GOOD, f"in force, by {kind}")
+    if not about.get("uplinks"):
+        return Check(
+            "backstop",
+            State.WARN,
+            f"in force, by {kind}, but no uplink is known: what is forwarded and what "
+            "packet sockets send is not met",
+            'name them in [backstop], as in uplinks = ["eth0"]',
+        )
+    return good("backstop", f"in force, by {kind}, uplinks {about['uplinks']}")

@@ -182,6 +182,7 @@ def _tagged(name: str, ports: str) -> Iterator[str]:
     cut = "@ll,192,16 & 0x3fff == 0x2000"
     yield f"@ll,128,16 0x0800 @ll,216,8 6 {cut} goto {name}_judged"
     yield f"@ll,128,16 0x86dd @ll,192,8 {{ 0, 43, 44, 60 }} goto {name}_judged"
+    yield f"@ll,128,16 {{ 0x8100, 0x88a8 }} goto {name}_judged"  # a tag in a tag
     yield "}"
 
 

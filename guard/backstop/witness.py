@@ -66,7 +66,7 @@ class Witness:
             try:
                 self._log = PacketLog(lock.group, self._on_packet)
             except BackstopError as error:
-                self.trouble = str(error)
+                self.trouble = f"{error}; {error.hint}"
 
     def fileno(self) -> int:
         """Give the descriptor to wait on; -1: there is none."""

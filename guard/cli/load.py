@@ -8,12 +8,14 @@ from pathlib import Path
 import click
 
 from guard.cli.notices import tell_journal
+from guard.errors import AlreadyRunning
 from guard.finding import Finding, Kind, Notice
 from guard.force import bring_up, only_one
 from guard.kernel import find_cgroup2
 from guard.policy import DEFAULT_FILE
 from guard.preexisting import Before
 from guard.text import json_text, printable_lines
+from guard.unaided import served_by, state_file
 
 _EXAMPLES = """\b
 Examples:
@@ -45,8 +47,15 @@ def command(pin_dir: Path, policy: Path, cgroup: Path | None, as_json: bool) -> 
     The guard is then in force and stays so; findings wait in the kernel until
     guardd reads them. This is what smtp-guard-load.service does at boot.
     """
+    without = state_file(pin_dir)
+    if (pid := served_by(without)) is not None:
+        raise AlreadyRunning(
+            f"this host without kernel programs (pid {pid})",
+            hint="stop it first: systemctl stop smtp-guard",
+        )
     with only_one(pin_dir):
         start = bring_up(pin_dir, cgroup or find_cgroup2(), policy)
+        without.unlink(missing_ok=True)  # what it had in force was replaced
         notices = start.notices(policy.absolute())
         for notice in notices:
             _say(notice.kind, notice.message, as_json)

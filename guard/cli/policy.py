@@ -83,10 +83,9 @@ def check(pin_dir: Path, file: Path | None, as_json: bool) -> None:
         f" {_rows(policy)} of {MAX_ROWS} rows, {warnings}"
     )
     if weaker := list(untold(policy)):
-        click.echo(
-            f"  without kernel programs {_count(len(weaker), 'rule')} would be weaker"
-            " or missing: --json lists them"
-        )
+        click.echo("  without kernel programs (guardd --design owner):")
+        for rule, what in weaker:
+            click.echo(f"    {printable(rule.label)}: {what}")
 
 
 def _count(number: int, noun: str) -> str:

@@ -59,7 +59,7 @@ def command(pin_dir: Path, as_json: bool) -> None:
 def _tell_unaided(pin_dir: Path, state: dict[str, Any], as_json: bool) -> None:
     """Tell of a guard without kernel programs: rules of netfilter by owner."""
     check = compare(state["backstop"], pin_dir)
-    in_force = check.state is State.GOOD
+    in_force = check.state is not State.BAD
     state["in_force"] = in_force
     state["guardd"] = {"pid": served_by(state_file(pin_dir))}
     if as_json:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from guard.backstop.keeper import remove_all
+from guard.backstop.keeper import remove_all, same_namespace
 from guard.cli.notices import tell_journal
 from guard.errors import AlreadyRunning, GuardError, NotLoaded
 from guard.finding import Kind, Notice
@@ -19,7 +19,7 @@ from guard.origin import Naming
 from guard.policy import load
 from guard.scribe import Scribe
 from guard.text import json_text
-from guard.unaided import served_by, state_file
+from guard.unaided import read_state, served_by, state_file
 
 _EXAMPLES = """\b
 Examples:
@@ -42,12 +42,17 @@ def command(pin_dir: Path, as_json: bool) -> None:
         guard = Guard(pin_dir)
     except NotLoaded:
         without = state_file(pin_dir)
-        if not remains(pin_dir) and not without.exists():
-            raise
         _refuse_while_served(without)
+        state = read_state(pin_dir) or {}
+        same_namespace(state.get("netns", 0), state.get("backstop"))
         with only_one(pin_dir) if remains(pin_dir) else contextlib.nullcontext():
-            remove_all(pin_dir)
+            known = str((state.get("backstop") or {}).get("kind", ""))
+            # also those of a guard whose pins somebody removed
+            rules = remove_all(pin_dir, known=known)
+            if not rules and not remains(pin_dir) and not without.exists():
+                raise
             without.unlink(missing_ok=True)
+            without.with_suffix(".lock").unlink(missing_ok=True)
             if remains(pin_dir):
                 take_out(pin_dir)
         tell_journal([_notice()])
@@ -71,7 +76,10 @@ def _refuse_while_served(state: Path) -> None:
 
 def _unload(guard: Guard) -> None:
     """Detach first, so that nothing more is found; then journal, then forget."""
-    remove_all(guard.pin_dir)  # first: what is not judged has no mark
+    about = guard.about().get("backstop") or {}
+    same_namespace(guard.home_netns, about)
+    # first: what is not judged has no mark
+    remove_all(guard.pin_dir, known=str(about.get("kind", "")))
     guard.detach()
     scribe = Scribe(guard, _naming(guard), lambda found: None)
     scribe.start()

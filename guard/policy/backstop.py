@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+import socket
 
 from guard.policy.fields import MAX_UINT, Table
 from guard.policy.model import Backstop
@@ -36,5 +37,12 @@ def _uplinks(table: Table) -> tuple[str, ...] | None:
                 "uplinks",
                 f"{name!a} is not the name of an interface",
                 'write it as "ip link" shows it, as in "eth0"',
+            )
+        elif name not in {there for _, there in socket.if_nameindex()}:
+            table.warn(
+                "uplinks",
+                f"there is no interface {name} now",
+                "correct the name, unless it is made later; until then nothing that"
+                " leaves by it is met",
             )
     return None if names is None else tuple(dict.fromkeys(names))

@@ -80,7 +80,7 @@ def test_what_passes_is_named_from_proc(host: Host, kind: str) -> None:
     allowed, local = told()
     assert "(python, nobody)" in allowed and 'rule "nobody"' in allowed
     assert local.startswith("local: pid ") and "-> 127.0.0.1:25" in local
-    assert "pid 0" not in allowed + local
+    assert "process gone" not in allowed + local
 
 
 @pytest.mark.parametrize("kind", KINDS)
