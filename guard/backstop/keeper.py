@@ -342,12 +342,13 @@ class Keeper:
 
     def _compare(self) -> Iterator[Check]:
         assert self._backend
+        state = self._backend.state()
+        # asked after the rules: what they name may have ended in between
         if self._is_other():
             self._indexes = {}  # put it even if it is the same in words
             self._state = ""
             self._put(self._fresh())
             return
-        state = self._backend.state()
         if self.why or state != self._state:
             what = "changed" if state else "flushed"
             yield Check(

@@ -58,6 +58,8 @@ def untold(policy: Policy) -> Iterator[tuple[Rule, str]]:
             yield rule, "left out: netfilter cannot tell an executable"
         elif rule.exes is not None:
             yield rule, "made without its exe, which netfilter cannot tell"
+        elif rule.units is not None:
+            yield rule, "knows a unit up to a second after it was started"
         elif rule.verdict is Verdict.REDIRECT:
             yield rule, "denies: without the kernel programs nothing is redirected"
 

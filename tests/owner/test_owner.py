@@ -18,6 +18,7 @@ import pytest
 
 from guard.errors import EX_CONFIG, EX_TEMPFAIL, EX_UNAVAILABLE
 from guard.kernel import Guard
+from guard.unaided import STATE_DIR
 from tests.faults.site import Guardd
 from tests.journald import until
 from tests.kernel.world import HOST4, MX4, MX6
@@ -38,14 +39,22 @@ verdict = "allow"
 """
 
 
-def guardctl(host: Host, *argv: str) -> subprocess.CompletedProcess[str]:
-    """Run guardctl on the host, for this guard."""
+def guardctl(
+    host: Host, *argv: str, netns: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """Run guardctl on the host (or in another namespace), for this guard."""
     return subprocess.run(
-        ["nsenter", f"--net={host.netns}", sys.executable, "-m", "guard.cli.main"]
+        [
+            "nsenter",
+            f"--net={netns or host.netns}",
+            sys.executable,
+            "-m",
+            "guard.cli.main",
+        ]
         + ["--pin-dir", str(host.site.pin_dir), *argv],
         capture_output=True,
         text=True,
-        pass_fds=[host.world.host],
+        pass_fds=[host.world.host, host.world.mx],
         cwd=Path(__file__).resolve().parents[2],
         env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
     )
@@ -125,7 +134,9 @@ def test_what_it_cannot_say_is_said(host: Host) -> None:
     assert any('rule "any" left out' in text for text in texts)
     checked = guardctl(host, "policy", "check", "--json", str(host.site.policy_file))
     weaker = json.loads(checked.stdout)["owner_design"]
-    assert [one["rule"] for one in weaker] == ['rule "nobody"', 'rule "any"']
+    said = {one["rule"]: one["what"] for one in weaker}
+    assert list(said) == ['rule "nobody"', 'rule "unit"', 'rule "any"']
+    assert "a second after" in said['rule "unit"']
     status = guardctl(host, "status")
     assert status.returncode == 0, status
     assert "without kernel programs" in status.stdout
@@ -200,3 +211,36 @@ def test_with_no_netfilter_lock_it_does_not_start(host: Host) -> None:
     host.site.write_policy("nonsense")
     guardd = Guardd(host.site, "--design", "owner", netns=host.netns)
     assert guardd.process.wait(20) == EX_CONFIG
+
+
+def test_unload_elsewhere_says_that_the_rules_are_not_there(host: Host) -> None:
+    """Rules that stay behind unsaid would refuse all mail."""
+    assert host.start("nftables", "").end() == 0
+    elsewhere = f"/proc/{os.getpid()}/fd/{host.world.mx}"
+    refused = guardctl(host, "unload", netns=elsewhere)
+    assert refused.returncode == EX_UNAVAILABLE, refused
+    assert "another network namespace" in refused.stderr
+    assert host.connect().errno == errno.ECONNREFUSED
+    assert guardctl(host, "unload").returncode == 0
+    assert host.connect().errno == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rules_that_nothing_records_can_be_taken_out(host: Host, kind: str) -> None:
+    assert host.start(kind, "").end() == 0
+    for path in STATE_DIR.glob(f"{host.site.pin_dir.name}.*"):
+        path.unlink()
+    assert host.connect().errno == errno.ECONNREFUSED
+    assert guardctl(host, "unload").returncode == 0
+    assert host.connect().errno == 0
+    assert rules_left() == ""
+    assert guardctl(host, "unload").returncode == EX_UNAVAILABLE
+
+
+def test_load_is_refused_beside_it(host: Host) -> None:
+    host.start("nftables", "")
+    given = ("--policy", str(host.site.policy_file), "--cgroup", str(host.site.cgroup))
+    refused = guardctl(host, "load", *given)
+    assert refused.returncode == EX_TEMPFAIL, refused
+    assert "stop it first" in refused.stderr
+    assert not host.site.pin_dir.exists()
