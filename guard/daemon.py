@@ -156,6 +156,8 @@ class Daemon(Service):
                 self._apply(policy)
         except GuardError as error:
             self._not_renewed(error)
+        if self._keeper.renewed:  # an uplink came or went
+            self._guard.set_about(backstop=self._keeper.record())
         self._witness.tick()
         wrong = self._watchman.unrepaired
         counters = self._guard.counters()

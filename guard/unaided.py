@@ -37,7 +37,6 @@ from guard.kernel import is_loaded
 from guard.policy import Policy, load, refresh
 from guard.scribe import Clerk
 from guard.service import Service
-from guard.tables import netns_cookie
 from guard.watch import Clock, Files
 
 STATE_DIR = Path("/run/smtp-guard")
@@ -139,7 +138,6 @@ class Unaided(Service):
                 {"rule": rule.label, "what": what}
                 for rule, what in untold(self._policy)
             ],
-            "netns": netns_cookie(),
             "pid": os.getpid(),
             "pid_ticks": start_ticks(os.getpid()),
             "version": __version__,
@@ -179,6 +177,8 @@ class Unaided(Service):
             notices += self._incidents.examine(subject, now, self._policy.repair)
         for notice in notices:
             self._scribe.tell(notice)
+        if self._keeper.renewed:  # an uplink came or went, a unit began or ended
+            self._record()
         self._witness.tick()
         mode = self._policy.mode.name.lower()
         parts = [f"{mode}, without kernel programs: rules of {self._keeper.kind}"]

@@ -81,13 +81,13 @@ def remove_all(pin_dir: Path, but: str = "off", known: str = "") -> list[str]:
     return [kind for kind in kinds if _remove(kind, name, kind == known)]
 
 
-def same_namespace(cookie: int, about: dict[str, Any] | None) -> None:
+def same_namespace(about: dict[str, Any]) -> None:
     """Raise BackstopError where rules are recorded in another network namespace.
 
-    cookie is that of the guard's own; 0: not known. about: Keeper.record().
+    about is a Keeper.record(); {}: nothing is recorded.
     """
-    kind = (about or {}).get("kind", "off")
-    if kind in _BACKENDS and cookie not in (0, netns_cookie()):
+    kind = about.get("kind", "off")
+    if kind in _BACKENDS and about.get("netns") != netns_cookie():
         raise BackstopError(
             f"the rules of {kind} are in another network namespace",
             hint="call it where guardd was started: nsenter -t PID --net guardctl ...",
@@ -163,6 +163,7 @@ class Keeper:
         self.name = table_name(pin_dir)
         self.why = "no policy yet"  # it is not in force; "" when it is
         self.lacking = False  # the policy wants one that is not to be had
+        self.renewed = False  # what record() gives is another than was recorded
         self._cgroup = cgroup
         self._backend: Backend | None = None
         self._leaving: Backend | None = None  # until another kind is in force
@@ -254,6 +255,7 @@ class Keeper:
         if self._leaving:
             self._leaving.remove()
             self._leaving = None
+        self.renewed = True
         self._lock = lock
         self._indexes = _indexes(lock)
         self._state = self._backend.state()
@@ -292,8 +294,10 @@ class Keeper:
 
     def record(self) -> dict[str, Any]:
         """Give what other processes may know, for the guard's record."""
+        self.renewed = False
         group = self._policy.backstop.group if self._policy else 0
         found = {"kind": self.kind, "state": digest(self._state), "group": group}
+        found["netns"] = netns_cookie()
         found["uplinks"] = " ".join(self._lock.uplinks if self._lock else ())[:200]
         return {**found, "lacking": self.lacking, "why": self.why[:300]}
 

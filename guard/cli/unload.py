@@ -43,12 +43,11 @@ def command(pin_dir: Path, as_json: bool) -> None:
     except NotLoaded:
         without = state_file(pin_dir)
         _refuse_while_served(without)
-        state = read_state(pin_dir) or {}
-        same_namespace(state.get("netns", 0), state.get("backstop"))
+        about = (read_state(pin_dir) or {}).get("backstop") or {}
+        same_namespace(about)
         with only_one(pin_dir) if remains(pin_dir) else contextlib.nullcontext():
-            known = str((state.get("backstop") or {}).get("kind", ""))
             # also those of a guard whose pins somebody removed
-            rules = remove_all(pin_dir, known=known)
+            rules = remove_all(pin_dir, known=str(about.get("kind", "")))
             if not rules and not remains(pin_dir) and not without.exists():
                 raise
             without.unlink(missing_ok=True)
@@ -77,7 +76,7 @@ def _refuse_while_served(state: Path) -> None:
 def _unload(guard: Guard) -> None:
     """Detach first, so that nothing more is found; then journal, then forget."""
     about = guard.about().get("backstop") or {}
-    same_namespace(guard.home_netns, about)
+    same_namespace(about)
     # first: what is not judged has no mark
     remove_all(guard.pin_dir, known=str(about.get("kind", "")))
     guard.detach()

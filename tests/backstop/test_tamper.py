@@ -183,6 +183,9 @@ def test_an_uplink_that_comes_goes_or_is_renamed_is_no_finding(ground: Ground) -
     until(lambda: '"up9"' in nft("list", "ruleset"), "its return", 10)
     assert "device" in nft("list", "chain", "netdev", _table(ground), "egress")
     assert not tampered(ground)
+    until(
+        lambda: "uplinks host0 up9" in ground.ctl("verify", "--json").stdout, "verify"
+    )
     flush_ruleset(ground)
     until(lambda: bool(tampered(ground)), "the finding about a real change")
 
