@@ -23,6 +23,8 @@ from guard.journal import SOCKET
 from guard.kernel import Guard
 from guard.policy import DEFAULT_PORTS
 from guard.tables import guarded_ports
+from guard.unaided import examine as without_programs
+from guard.unaided import read_state
 from guard.verify import verify
 
 _OLDEST = (5, 19)  # bpf_loop(), bpf_skc_to_mptcp_sock()
@@ -149,7 +151,10 @@ def _guard(pin_dir: Path) -> Iterator[Check]:
         guard = Guard(pin_dir)
         yield from verify(guard)
     except NotLoaded as error:
-        yield Check("guard", State.BAD, str(error), error.hint)
+        if state := read_state(pin_dir):
+            yield from without_programs(state, pin_dir)
+        else:
+            yield Check("guard", State.BAD, str(error), error.hint)
         return
     except GuardError as error:
         yield Check("guard", State.BAD, str(error), error.hint)

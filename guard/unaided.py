@@ -14,14 +14,16 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from guard import __version__
-from guard.backstop.keeper import Keeper
+from guard.backstop.keeper import Keeper, compare
 from guard.backstop.lock import Design
 from guard.backstop.owner import untold
 from guard.backstop.witness import Witness
+from guard.checks import Check, State, good
 from guard.errors import (
     AlreadyRunning,
     BackstopError,
@@ -63,6 +65,23 @@ def served_by(path: Path) -> int | None:
         return pid if start_ticks(pid) == state["pid_ticks"] else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def examine(state: dict[str, Any], pin_dir: Path) -> Iterator[Check]:
+    """Answer what can be asked about rules that read_state() tells of."""
+    mode = state.get("mode")
+    yield Check("guard", State.NOTE, f"in force without kernel programs, {mode}")
+    yield compare(state.get("backstop") or {}, pin_dir)
+    pid = served_by(state_file(pin_dir))
+    if pid is None:
+        yield Check(
+            "guardd",
+            State.WARN,
+            "not running: what is denied stays denied, but nobody journals",
+            "start guardd --design owner again",
+        )
+    else:
+        yield good("guardd", f"pid {pid}; a changed policy: kill -HUP {pid}")
 
 
 class Unaided(Service):

@@ -14,11 +14,12 @@ from pathlib import Path
 import click
 
 from guard.cli.notices import tell_journal
-from guard.errors import GuardError, NotApplied
+from guard.errors import GuardError, NotApplied, NotLoaded
 from guard.force import daemon_pid, keeper_of, only_one, policy_notice, put_in_force
 from guard.kernel import Guard
 from guard.policy import Policy, load
 from guard.text import json_text
+from guard.unaided import served_by, state_file
 
 _EXAMPLES = """\b
 Examples:
@@ -40,7 +41,16 @@ def apply(pin_dir: Path, file: Path | None, as_json: bool) -> None:
     FILE the policy file itself is read again. A policy with errors changes
     nothing, neither the file nor what is in force.
     """
-    guard = Guard(pin_dir)
+    try:
+        guard = Guard(pin_dir)
+    except NotLoaded:
+        pid = served_by(state_file(pin_dir))
+        if pid is None:
+            raise
+        raise NotApplied(
+            "this host is guarded without kernel programs",
+            hint=f"kill -HUP {pid} has guardd read its policy file again",
+        ) from None
     target = Path(guard.about().get("policy", ""))
     with _one_at_a_time(target.parent):
         if file is None or os.path.realpath(file) == os.path.realpath(target):

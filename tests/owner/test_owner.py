@@ -141,6 +141,15 @@ def test_what_it_cannot_say_is_said(host: Host) -> None:
     assert status.returncode == 0, status
     assert "without kernel programs" in status.stdout
     assert 'rule "any": left out' in status.stdout
+    for verb in ("verify", "doctor"):
+        answers = guardctl(host, verb, "--json")
+        rows = {
+            row["name"]: row for row in map(json.loads, answers.stdout.splitlines())
+        }
+        assert "without kernel programs" in rows["guard"]["detail"], answers
+        assert "in force" in rows["backstop"]["detail"]
+    applied = guardctl(host, "policy", "apply")
+    assert applied.returncode == EX_TEMPFAIL and "kill -HUP" in applied.stderr
 
 
 def test_flushed_rules_are_put_back(host: Host) -> None:
