@@ -61,12 +61,25 @@ def remains(pin_dir: Path) -> bool:
 
 def take_out(pin_dir: Path) -> None:
     """Detach and forget all that is pinned there, whole or not, of any version."""
+    _silence_lsm(pin_dir)
     for link in pin_dir.glob("link-*"):
         _clear(link)
     for folder in pin_dir.glob("v*"):
         _remove(folder)
     with contextlib.suppress(OSError):  # somebody else's pins are in it
         pin_dir.rmdir()
+
+
+def _silence_lsm(pin_dir: Path) -> None:
+    """Have the lock in the LSM guard no cgroup any more.
+
+    The kernel lets go of its programs some time after their pins, and until then
+    they would judge what no connect program judges any more.
+    """
+    for words in pin_dir.glob("v*/lsm"):
+        with contextlib.suppress(KernelError):
+            table = libbpf.Map(libbpf.get_pinned(words))
+            table.put(KEY0, bytes(table.value_size))
 
 
 def policy_file(pin_dir: Path) -> Path:
@@ -294,6 +307,7 @@ class Guard(Tables):
 
     def detach(self) -> None:
         """Detach every hook: from here on the host is open."""
+        _silence_lsm(self.pin_dir)
         for link in self.pin_dir.glob("link-lsm_*"):  # else it goes on alone
             link.unlink()
         for hook in reversed(HOOKS):
