@@ -29,6 +29,15 @@ _BOTH = "46"
 Rule = dict[str, Any]
 
 
+def chain_prefix(name: str) -> str:
+    """Give what the chains of a guard begin with.
+
+    28 letters at most with their ends: XT_EXTENSION_MAXNAMELEN,
+    include/uapi/linux/netfilter/x_tables.h.
+    """
+    return name.upper()[:20]
+
+
 class Iptables:
     """The chains of one guard in this network namespace."""
 
@@ -36,8 +45,7 @@ class Iptables:
 
     def __init__(self, name: str) -> None:
         """Name the chains; raises BackstopError where there is no iptables."""
-        # 28 letters at most: XT_EXTENSION_MAXNAMELEN, linux/netfilter/x_tables.h
-        self.name = name.upper()[:20]
+        self.name = chain_prefix(name)
         self._chains = [f"{self.name}_{end}" for end in ("OUTPUT", "LOCAL", "FORWARD")]
         self._ask("state")
 

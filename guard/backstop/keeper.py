@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from guard.abi import Mode
-from guard.backstop.iptables import Iptables
+from guard.backstop.iptables import Iptables, chain_prefix
 from guard.backstop.lock import Design, Lock, lock_of, while_changing
 from guard.backstop.nftables import Nftables
 from guard.backstop.uplinks import uplinks
@@ -139,7 +139,9 @@ def _iptables_may_have(name: str) -> bool:
         with contextlib.suppress(OSError):
             tables = Path(f"/proc/self/net/{family}_tables_names").read_text()
             if "filter" in tables.split():
-                found |= _saved(f"{family}tables-legacy-save", f":{name.upper()[:20]}_")
+                found |= _saved(
+                    f"{family}tables-legacy-save", f":{chain_prefix(name)}_"
+                )
     return found
 
 
