@@ -61,6 +61,8 @@ class Record:
         self._lost = int(about.get("unkept", 0))  # by processes that have ended
         self._told = int(about.get("unkept_told", 0))
         self._unkept = 0
+        # of those, what each such process had handed over once more at its end
+        self._tried: dict[str, int] = about.get("unkept_tried") or {}
 
     def prove(self) -> None:
         """Entries were seen to arrive in this host's journal."""
@@ -75,7 +77,24 @@ class Record:
         """
         if connects != self._unkept:
             self._unkept = connects
-            self._guard.set_about(unkept=self._lost + connects)
+            self._note(self._tried)
+
+    def trying(self, field: str, connects: int) -> None:
+        """An entry of so many connects is handed over again: it may yet arrive."""
+        self._note(self._tried | {field: connects})
+
+    def arrived(self, has: Callable[[str], bool]) -> None:
+        """Count as kept what earlier processes had tried and the journal has."""
+        kept = {field: count for field, count in self._tried.items() if has(field)}
+        if kept:
+            self._lost -= sum(kept.values())
+            self._tried = {f: n for f, n in self._tried.items() if f not in kept}
+            self._note(self._tried)
+
+    def _note(self, tried: dict[str, int]) -> None:
+        self._guard.set_about(
+            unkept=self._lost + self._unkept, unkept_tried=tried or None
+        )
 
     def news(self) -> tuple[int, int]:
         """Give how many connects such processes have lost since it was told, and
@@ -85,7 +104,8 @@ class Record:
     def tell(self) -> None:
         """These were journalled."""
         self._told = self._lost
-        self._guard.set_about(unkept_told=self._told)
+        self._tried = {}
+        self._guard.set_about(unkept_told=self._told, unkept_tried=None)
 
 
 class Forgetful:
@@ -99,6 +119,9 @@ class Forgetful:
 
     def unkept(self, connects: int) -> None:
         """So many are lost when this process is ended now, and nobody will know."""
+
+    def trying(self, field: str, connects: int) -> None:
+        """An entry of so many connects is handed over again."""
 
 
 class Delivery:
@@ -118,12 +141,14 @@ class Delivery:
 
     def write(self, found: Found) -> None:
         """Hand over one entry, waiting as long as journald does not take it."""
+        # before, not after: what this entry tells of is still in the kernel then, and
+        # no loss for whoever ends us while journald keeps nothing
+        if len(self._unsure) >= UNSURE:
+            self.confirm()
         sent = _Sent(frame(lines(found)), _own_field(found), _connects(found))
         self._hand_over(sent.datagram)
         self.written += 1
         self._unsure.append(sent)
-        if len(self._unsure) >= UNSURE:
-            self.confirm()
 
     def confirm(self) -> bool:
         """Return when all that was sent is in the journal, or nobody can tell.
@@ -153,6 +178,13 @@ class Delivery:
         self._record.unkept(0)
         self.trouble = ""
         return True
+
+    def has(self, field: str) -> bool:
+        """Tell whether an entry with this field, NAME=value, is in the journal.
+
+        One that another process sent is, when all that was sent later is in it.
+        """
+        return self._receipts.has(field.encode(), archived=True)
 
     def close(self) -> None:
         """Close the socket."""
@@ -209,7 +241,10 @@ class Delivery:
         self._sent = self._receipts.kept()
         if not self._unsure:
             return
-        self._hand_over(self._unsure[0].datagram)
+        first = self._unsure[0]
+        if first.field:
+            self._record.trying(first.field.decode(), first.connects)
+        self._hand_over(first.datagram)
         if self._fate() is _Fate.KEPT:
             del self._unsure[0]
             for sent in self._unsure:

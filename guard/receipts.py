@@ -141,9 +141,13 @@ class Receipts:
                 self._settled.add(path)
         return sum(self._counts.values()) - self._before
 
-    def has(self, field: bytes) -> bool:
-        """Tell whether an entry with this field is in a file that it may be in."""
-        for path in set(self._paths()) - self._old:
+    def has(self, field: bytes, archived: bool = False) -> bool:
+        """Tell whether an entry with this field, NAME=value, is in the journal.
+
+        archived: also in files that took their last entry before this process began.
+        """
+        unfit = set[str]() if archived else self._old
+        for path in set(self._paths()) - unfit:
             with contextlib.suppress(OSError, ValueError):
                 file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
                 try:
