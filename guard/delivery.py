@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from guard.errors import JournalError
 from guard.finding import Finding, Kind
-from guard.journal import Found, JournalWriter, frame, lines
+from guard.journal import PREFIX, Found, JournalWriter, frame, lines
 from guard.kernel import Guard
 from guard.receipts import Receipts
 
@@ -45,7 +45,7 @@ class _Sent:
     """An entry that journald took."""
 
     datagram: bytes
-    field: bytes  # NAME=value that no other entry has; empty: there is none
+    name: str  # fields, a line each, that no other entry has all; empty: no such
     connects: int  # that it stands for
 
 
@@ -61,7 +61,7 @@ class Record:
         self._lost = int(about.get("unkept", 0))  # by processes that have ended
         self._told = int(about.get("unkept_told", 0))
         self._unkept = 0
-        # of those, what each such process had handed over once more at its end
+        # of those, by name, what each such process had handed over again at its end
         self._tried: dict[str, int] = about.get("unkept_tried") or {}
 
     def prove(self) -> None:
@@ -79,17 +79,17 @@ class Record:
             self._unkept = connects
             self._note(self._tried)
 
-    def trying(self, field: str, connects: int) -> None:
+    def trying(self, name: str, connects: int) -> None:
         """An entry of so many connects is handed over again: it may yet arrive."""
-        self._note(self._tried | {field: connects})
+        self._note(self._tried | {name: connects})
 
     def arrived(self, has: Callable[[str], bool]) -> None:
         """Count as kept what earlier processes had tried and the journal has."""
-        kept = {field: count for field, count in self._tried.items() if has(field)}
-        if kept:
-            self._lost -= sum(kept.values())
-            self._tried = {f: n for f, n in self._tried.items() if f not in kept}
-            self._note(self._tried)
+        missing = {name: n for name, n in self._tried.items() if not has(name)}
+        if missing != self._tried:
+            self._lost -= sum(self._tried.values()) - sum(missing.values())
+            self._tried = missing
+            self._note(missing)
 
     def _note(self, tried: dict[str, int]) -> None:
         self._guard.set_about(
@@ -120,7 +120,7 @@ class Forgetful:
     def unkept(self, connects: int) -> None:
         """So many are lost when this process is ended now, and nobody will know."""
 
-    def trying(self, field: str, connects: int) -> None:
+    def trying(self, name: str, connects: int) -> None:
         """An entry of so many connects is handed over again."""
 
 
@@ -145,7 +145,7 @@ class Delivery:
         # no loss for whoever ends us while journald keeps nothing
         if len(self._unsure) >= UNSURE:
             self.confirm()
-        sent = _Sent(frame(lines(found)), _own_field(found), _connects(found))
+        sent = _Sent(frame(lines(found)), _own_name(found), _connects(found))
         self._hand_over(sent.datagram)
         self.written += 1
         self._unsure.append(sent)
@@ -165,7 +165,7 @@ class Delivery:
             self._keep_missing()
             if fate is _Fate.DOUBT:  # the count tells nothing, names do
                 self._sent = self._receipts.kept()
-                self._unsure = [sent for sent in self._unsure if sent.field]
+                self._unsure = [sent for sent in self._unsure if sent.name]
                 if not self._unsure:
                     break
             self._fail(
@@ -179,12 +179,12 @@ class Delivery:
         self.trouble = ""
         return True
 
-    def has(self, field: str) -> bool:
-        """Tell whether an entry with this field, NAME=value, is in the journal.
+    def has(self, name: str) -> bool:
+        """Tell whether an entry that was being tried is in the journal.
 
         One that another process sent is, when all that was sent later is in it.
         """
-        return self._receipts.has(field.encode(), archived=True)
+        return self._receipts.has(name, archived=True)
 
     def close(self) -> None:
         """Close the socket."""
@@ -232,7 +232,7 @@ class Delivery:
         self._unsure = [
             sent
             for sent in self._unsure
-            if not sent.field or not self._receipts.has(sent.field)
+            if not sent.name or not self._receipts.has(sent.name)
         ]
         self._record.unkept(sum(sent.connects for sent in self._unsure))
 
@@ -242,8 +242,8 @@ class Delivery:
         if not self._unsure:
             return
         first = self._unsure[0]
-        if first.field:
-            self._record.trying(first.field.decode(), first.connects)
+        if first.name:
+            self._record.trying(first.name, first.connects)
         self._hand_over(first.datagram)
         if self._fate() is _Fate.KEPT:
             del self._unsure[0]
@@ -259,14 +259,18 @@ class Delivery:
 _CONNECTS = (Kind.DENIED, Kind.WOULD_DENY, Kind.REDIRECTED, Kind.ALLOWED, Kind.LOCAL)
 
 
-def _own_field(found: Found) -> bytes:
-    """Give the field that no other entry has; empty: written twice rather than not.
+def _own_name(found: Found) -> str:
+    """Give fields that no other entry has all; empty: written twice rather than not.
 
-    The end of a connection has the number of its beginning.
+    The end of a connection has the number of its beginning, and a summary that of
+    the first it stands for; numbers of events begin anew with each guard.
     """
-    if isinstance(found, Finding) and found.kind in (*_CONNECTS, Kind.SUMMARY):
-        return f"SMTPGUARD_CONNECTION={found.connection}".encode()
-    return b""
+    if not isinstance(found, Finding) or not found.connection:
+        return ""
+    own = f"SEQ={found.seq}"
+    if found.kind is Kind.SUMMARY:
+        own = f"LAST_US={found.last_us}"
+    return f"{PREFIX}CONNECTION={found.connection}\n{PREFIX}{own}"
 
 
 def _connects(found: Found) -> int:
