@@ -40,12 +40,15 @@ from guard.force import (
     refusal_notice,
 )
 from guard.hosts import AddressNews, own_addresses
+from guard.mta.policy_service import PolicyService
 from guard.policy import DEFAULT_FILE, Policy, load, refresh
 from guard.preexisting import Before
 from guard.scribe import Scribe
 from guard.service import Service
 from guard.unaided import Unaided, served_by, state_file
 from guard.watch import Watch, changed_meanwhile
+
+_MAIL_SECONDS = 2.0  # at the end, to take Postfix's socket away
 
 
 class Daemon(Service):
@@ -87,6 +90,10 @@ class Daemon(Service):
         self._witness = Witness(self._naming, self._scribe.tell)
         if started.policy:
             self.heed(started.policy)
+        self._mail = PolicyService(self._guard.sender, self._naming, self._scribe.tell)
+        if started.policy:
+            self._mail.serve(started.policy.mta.socket)
+        self._mail.start()
         for notice in (*changed, *started.notices(options.policy)):
             self._scribe.tell(notice)
         self.register(self._addresses, self._on_addresses)
@@ -125,6 +132,7 @@ class Daemon(Service):
         # after, not before: the one store that switches is near the end of it
         since_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         self._policy = policy
+        self._mail.serve(policy.mta.socket)
         self._watchman.put(policy)
         self.heed(policy)
         self._naming.use_rules(since_ns, policy.rule_name)
@@ -173,6 +181,8 @@ class Daemon(Service):
             parts.insert(0, f"changed by somebody: {', '.join(wrong)}")
         if self._refused:
             parts.append("new policy refused, the old one is in force")
+        if self._mail.trouble:
+            parts.append(f"Postfix is not answered: {self._mail.trouble}")
         if self._keeper.lacking:
             parts.append(f"no second lock: {self._keeper.why}")
         self.say(parts)
@@ -180,6 +190,7 @@ class Daemon(Service):
     def stop(self) -> None:
         """End; what is in force stays in force."""
         self._guard.set_about(pid=None, pid_ticks=None)
+        self._mail.stop(_MAIL_SECONDS)
         self.finish("findings stay queued")
         if self._options.foreground and "links" not in self._watchman.unrepaired:
             mode = self._guard.mode.name.lower()

@@ -25,6 +25,7 @@ from guard.policy.check import check_rules, check_size
 from guard.policy.fields import Table
 from guard.policy.files import doubt, is_missing, links_on_the_way, walk
 from guard.policy.model import DEFAULT_PORTS, Before, Fold, Policy, Rule, excerpt
+from guard.policy.mta import mta_section
 from guard.policy.source import (
     MAX_BYTES,
     MAX_FILES,
@@ -41,7 +42,7 @@ from guard.text import printable
 
 _MAIN_KEYS = (
     *("mode", "ports", "include", "rule"),
-    *("local", "redirect", "fold", "before", "tamper", "backstop"),
+    *("local", "redirect", "fold", "before", "tamper", "backstop", "mta"),
     "self_protection",
 )
 _INCLUDED_KEYS = ("include", "rule", "local")
@@ -261,6 +262,7 @@ def _settings(main: Source, rules: tuple[Rule, ...], problems: Problems) -> Poli
         folding,
         backstop_section(top),
         older,
+        mta_section(top),
         tamper == "repair",
         Protection[protection.upper()],
     )
