@@ -87,7 +87,9 @@ class Desk:
         return self.lab.start(argv, user="www-data", unit=UNIT, **options)
 
 
-def is_by(row: dict[str, Any], done: Done, how: str = "told by the mail server") -> None:
+def is_by(
+    row: dict[str, Any], done: Done, how: str = "told by the mail server"
+) -> None:
     """Assert that a row of who-sent names the client that ended as `done`."""
     assert row["how"] == how, row
     assert row["origin"]["pid"] == done.pid, row

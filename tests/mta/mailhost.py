@@ -7,7 +7,9 @@ that believe what XCLIENT and the PROXY protocol say.
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from tests.lab import Lab, Postfix, wait_until
@@ -40,10 +42,10 @@ MASTER_CF = f"""\
   -o smtpd_relay_restrictions=permit_sasl_authenticated,reject
 {XCLIENT_PORT} inet n - y - - smtpd
   -o smtpd_authorized_xclient_hosts=127.0.0.0/8
-  -o smtpd_relay_restrictions=permit
+  -o mynetworks=0.0.0.0/0,[::]/0
 {PROXIED_PORT} inet n - y - - smtpd
   -o smtpd_upstream_proxy_protocol=haproxy
-  -o smtpd_relay_restrictions=permit
+  -o mynetworks=0.0.0.0/0,[::]/0
 """
 HAPROXY_CFG = f"""\
 defaults
@@ -71,7 +73,10 @@ class MailHost(Postfix):
     def __init__(self, lab: Lab) -> None:
         """Configure, but do not start."""
         super().__init__(lab)
-        for name, more in (("main.cf", documented() + MAIN_CF), ("master.cf", MASTER_CF)):
+        for name, more in (
+            ("main.cf", documented() + MAIN_CF),
+            ("master.cf", MASTER_CF),
+        ):
             path = lab.path(f"/etc/postfix/{name}")
             path.write_text(path.read_text() + more)
         lab.write(
@@ -102,6 +107,19 @@ class MailHost(Postfix):
             lambda: self.lab.check(["ss", "-Hltn", "sport = :465"]).count("\n") == 2,
             "haproxy on port 465",
         )
+
+    @contextlib.contextmanager
+    def standing_still(self) -> Iterator[None]:
+        """Have no process of Postfix do anything meanwhile."""
+        unit = self.lab.cgroup / self.unit
+        (unit / "cgroup.freeze").write_text("1")
+        wait_until(
+            lambda: "frozen 1" in (unit / "cgroup.events").read_text(), "no motion"
+        )
+        try:
+            yield
+        finally:
+            (unit / "cgroup.freeze").write_text("0")
 
     def queue_ids(self, since: int = 0) -> list[str]:
         """Give the queue ids of smtpd's clients, from that place in the log on."""

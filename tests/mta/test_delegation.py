@@ -85,7 +85,9 @@ def test_a_sender_is_kept_to_the_byte(raw: bytes) -> None:
 
 
 @given(st.lists(st.sampled_from([REAL, changed(b"size", b"1")]), max_size=4), st.data())
-def test_requests_come_in_any_pieces(requests: list[bytes], data: st.DataObject) -> None:
+def test_requests_come_in_any_pieces(
+    requests: list[bytes], data: st.DataObject
+) -> None:
     stream = b"".join(one + b"\n\n" for one in requests) + b"request=sm"
     found: list[bytes] = []
     rest = b""
