@@ -142,8 +142,11 @@ class PolicyService(threading.Thread):
                 return
             requests, rest = take_requests(self._clients[client] + words)
             for raw in requests:
-                self._heed(parse_request(raw))
+                request = parse_request(raw)
+                # first: an SMTP client waits for it, and nothing of what it is
+                # journalled with goes away meanwhile
                 client.send(answer("DUNNO"))
+                self._heed(request)
             self._clients[client] = rest
         except BadRequest as error:
             sys.stderr.write(f"guardd: {error.report()}\n")
