@@ -7,7 +7,7 @@ waits as long as journald does, and an SMTP client waits for this answer.
 
 from __future__ import annotations
 
-import selectors
+import select
 import socket
 import sys
 import threading
@@ -32,6 +32,10 @@ End = tuple[str, int]
 _LOOK_SECONDS = 1.0  # is the socket still there?
 _MOST_CLIENTS = 700  # of the 1024 descriptors of a process; smtpds are 100
 _READ_BYTES = 64 * 1024
+# How long a thread that computes may let this one wait; Python's default of 5 ms is
+# longer than all else that an smtpd does with a message.
+_SWITCH_SECONDS = 0.0005
+_ANSWER = answer("DUNNO")
 
 
 class PolicyService(threading.Thread):
@@ -48,8 +52,10 @@ class PolicyService(threading.Thread):
         self._find, self._naming, self._tell = find, naming, tell
         self._wanted: Path | None = None
         self._listener: Listener | None = None
-        self._selector = selectors.DefaultSelector()
-        self._clients: dict[socket.socket, bytes] = {}  # what is left of their words
+        # not selectors: half of the time of an answer would be its
+        self._poll = select.epoll()
+        self._clients: dict[int, socket.socket] = {}  # by descriptor
+        self._words: dict[int, bytes] = {}  # theirs, of a request to be finished
         self._stopping = threading.Event()
         self._trouble = ""
 
@@ -71,16 +77,21 @@ class PolicyService(threading.Thread):
 
     def run(self) -> None:
         """Thread body."""
+        sys.setswitchinterval(_SWITCH_SECONDS)
         look_at = 0.0
         try:
             while not self._stopping.is_set():
                 if time.monotonic() >= look_at:
                     look_at = time.monotonic() + _LOOK_SECONDS
                     self._renew()
-                for key, _ in self._selector.select(_LOOK_SECONDS / 4):
-                    key.data(key.fileobj)
+                for fd, _ in self._poll.poll(_LOOK_SECONDS / 4):
+                    if client := self._clients.get(fd):
+                        self._on_words(fd, client)
+                    else:
+                        self._on_client()
         finally:
             self._close()
+            self._poll.close()
 
     # ---- the socket
 
@@ -91,73 +102,62 @@ class PolicyService(threading.Thread):
         if self._wanted is None:
             self._trouble = ""
             return
-        listener = self._listener or Listener(self._wanted)
-        before = listener.socket
+        if self._listener is None:
+            self._listener = Listener(self._wanted)
         try:
-            if listener.renew():
-                self._forget(before)
-                assert listener.socket
-                self._selector.register(
-                    listener.socket, selectors.EVENT_READ, self._on_client
-                )
+            # the kernel takes one that was closed out of the epoll by itself
+            if self._listener.renew():
+                assert self._listener.socket
+                self._poll.register(self._listener.socket, select.EPOLLIN)
         except MtaError as error:
-            self._forget(before)
             if str(error) != self._trouble:
                 sys.stderr.write(f"guardd: {error.report()}\n")
             self._trouble = str(error)
         else:
             self._trouble = ""
-        self._listener = listener
-
-    def _forget(self, closed: socket.socket | None) -> None:
-        if closed is not None:
-            self._selector.unregister(closed)
 
     def _close(self) -> None:
-        if self._listener and (before := self._listener.socket):
-            self._selector.unregister(before)
+        if self._listener:
             self._listener.close()
         self._listener = None
-        for client in list(self._clients):
-            self._hang_up(client)
+        for fd in list(self._clients):
+            self._hang_up(fd)
 
     # ---- those who ask
 
-    def _on_client(self, _: object) -> None:
-        assert self._listener
-        client = self._listener.accept()
-        if client is None:
+    def _on_client(self) -> None:
+        client = self._listener and self._listener.accept()
+        if not client:
             return
         if len(self._clients) >= _MOST_CLIENTS:
             client.close()  # Postfix does its default_action
             return
-        self._clients[client] = b""
-        self._selector.register(client, selectors.EVENT_READ, self._on_words)
+        self._clients[client.fileno()] = client
+        self._poll.register(client, select.EPOLLIN)
 
-    def _on_words(self, client: socket.socket) -> None:
+    def _on_words(self, fd: int, client: socket.socket) -> None:
         try:
             words = client.recv(_READ_BYTES)
             if not words:
-                self._hang_up(client)
+                self._hang_up(fd)
                 return
-            requests, rest = take_requests(self._clients[client] + words)
+            requests, rest = take_requests(self._words.pop(fd, b"") + words)
+            if rest:
+                self._words[fd] = rest
+            # first, and whatever is asked: an SMTP client waits for it, and nothing
+            # that a message is journalled with goes away meanwhile
+            client.send(_ANSWER * len(requests))
             for raw in requests:
-                request = parse_request(raw)
-                # first: an SMTP client waits for it, and nothing of what it is
-                # journalled with goes away meanwhile
-                client.send(answer("DUNNO"))
-                self._heed(request)
-            self._clients[client] = rest
+                self._heed(parse_request(raw))
         except BadRequest as error:
             sys.stderr.write(f"guardd: {error.report()}\n")
-            self._hang_up(client)
+            self._hang_up(fd)
         except OSError:  # it went away, or does not read what it asked for
-            self._hang_up(client)
+            self._hang_up(fd)
 
-    def _hang_up(self, client: socket.socket) -> None:
-        self._selector.unregister(client)
-        self._clients.pop(client)
-        client.close()
+    def _hang_up(self, fd: int) -> None:
+        self._words.pop(fd, None)
+        self._clients.pop(fd).close()
 
     # ---- what is asked
 

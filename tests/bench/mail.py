@@ -21,7 +21,8 @@ from tests.mta.desk import Desk
 from tests.mta.mailhost import POLICY, SOCKET, MailHost
 from tests.mta.test_delegation import changed
 
-ASKED, ROUNDS, MESSAGES, SESSIONS = 2000, 9, 200, 4
+ASKED, ROUNDS, MESSAGES, SESSIONS = 2000, 25, 100, 4
+PAUSE_SECONDS = 0.002  # no smtpd asks again in the moment it was answered
 TRIVIAL = "/run/trivial"
 # 465 is guarded as 25 is, and its smtpd asks nobody.
 WITH, WITHOUT = 25, 465
@@ -77,6 +78,7 @@ def _answers(desk: Desk) -> list[Figure]:
     }
     for _ in range(ASKED):
         for asker in took.values():
+            time.sleep(PAUSE_SECONDS)
             asker.ask()
     holder.kill()
     server.kill()
