@@ -190,7 +190,8 @@ class Daemon(Service):
         sys.stderr.flush()
 
 
-def _options(arguments: list[str] | None) -> argparse.Namespace:
+def command_line() -> argparse.ArgumentParser:
+    """Make the parser of guardd's options."""
     parser = argparse.ArgumentParser(
         prog="guardd",
         description="Deny, attribute and journal SMTP connections of this host.",
@@ -239,6 +240,11 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--version", action="version", version=f"smtp-guard {__version__}"
     )
+    return parser
+
+
+def _options(arguments: list[str] | None) -> argparse.Namespace:
+    parser = command_line()
     options = parser.parse_args(arguments)
     size = options.ring_bytes
     if size is not None and (size < 4096 or size & (size - 1)):
