@@ -165,3 +165,13 @@ notices = st.builds(
         st.sampled_from(["SHA256", "MODE", "CAUSE", "A_9"]), hostile, max_size=3
     ),
 )
+
+
+def whole() -> Finding:
+    """Give a finding of which everything is known, so that it has every field."""
+    return finding(
+        Kind.CLOSED,
+        rule="r", loginuid=1, session=2, container="docker:x", error="ETIMEDOUT",
+        via=("127.0.0.1", 25), count=2, last_us=3, lock="nftables-output",
+        incomplete=("args-cut",),
+    )  # fmt: skip

@@ -15,7 +15,7 @@ from guard.errors import JournalError
 from guard.finding import Finding, Kind, Notice, Process
 from guard.journal import MESSAGE_IDS, Found, fields, frame, lines, read
 from guard.message import message, priority
-from tests.journal.findings import PLAIN, finding, findings, hostile, notices
+from tests.journal.findings import PLAIN, finding, findings, hostile, notices, whole
 
 
 def entry(found: Found) -> dict[str, Any]:
@@ -65,13 +65,7 @@ def test_the_message_is_one_printable_line(found: Finding) -> None:
 
 
 def test_every_attribute_of_a_finding_has_a_field() -> None:
-    full = finding(
-        Kind.CLOSED,
-        rule="r", loginuid=1, session=2, container="docker:x", error="ETIMEDOUT",
-        via=("127.0.0.1", 25), count=2, last_us=3, lock="nftables-output",
-        incomplete=("args-cut",),
-    )  # fmt: skip
-    written = entry(full)
+    written = entry(whole())
     special = {"kind", "src", "dst", "via"}
     for attribute in {f.name for f in dataclasses.fields(Finding)} - special:
         assert f"SMTPGUARD_{attribute.upper()}" in written, attribute
