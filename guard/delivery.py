@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from guard.errors import JournalError
 from guard.finding import Finding, Kind
-from guard.journal import Found, JournalWriter, frame, lines
+from guard.journal import PREFIX, Found, JournalWriter, frame, lines
 from guard.kernel import Guard
 from guard.receipts import Receipts
 
@@ -45,7 +45,7 @@ class _Sent:
     """An entry that journald took."""
 
     datagram: bytes
-    field: bytes  # NAME=value that no other entry has; empty: there is none
+    name: str  # fields, a line each, that no other entry has all; empty: no such
     connects: int  # that it stands for
 
 
@@ -61,6 +61,8 @@ class Record:
         self._lost = int(about.get("unkept", 0))  # by processes that have ended
         self._told = int(about.get("unkept_told", 0))
         self._unkept = 0
+        # of those, by name, what each such process had handed over again at its end
+        self._tried: dict[str, int] = about.get("unkept_tried") or {}
 
     def prove(self) -> None:
         """Entries were seen to arrive in this host's journal."""
@@ -75,7 +77,24 @@ class Record:
         """
         if connects != self._unkept:
             self._unkept = connects
-            self._guard.set_about(unkept=self._lost + connects)
+            self._note(self._tried)
+
+    def trying(self, name: str, connects: int) -> None:
+        """An entry of so many connects is handed over again: it may yet arrive."""
+        self._note(self._tried | {name: connects})
+
+    def arrived(self, has: Callable[[str], bool]) -> None:
+        """Count as kept what earlier processes had tried and the journal has."""
+        missing = {name: n for name, n in self._tried.items() if not has(name)}
+        if missing != self._tried:
+            self._lost -= sum(self._tried.values()) - sum(missing.values())
+            self._tried = missing
+            self._note(missing)
+
+    def _note(self, tried: dict[str, int]) -> None:
+        self._guard.set_about(
+            unkept=self._lost + self._unkept, unkept_tried=tried or None
+        )
 
     def news(self) -> tuple[int, int]:
         """Give how many connects such processes have lost since it was told, and
@@ -85,7 +104,8 @@ class Record:
     def tell(self) -> None:
         """These were journalled."""
         self._told = self._lost
-        self._guard.set_about(unkept_told=self._told)
+        self._tried = {}
+        self._guard.set_about(unkept_told=self._told, unkept_tried=None)
 
 
 class Forgetful:
@@ -99,6 +119,9 @@ class Forgetful:
 
     def unkept(self, connects: int) -> None:
         """So many are lost when this process is ended now, and nobody will know."""
+
+    def trying(self, name: str, connects: int) -> None:
+        """An entry of so many connects is handed over again."""
 
 
 class Delivery:
@@ -118,12 +141,14 @@ class Delivery:
 
     def write(self, found: Found) -> None:
         """Hand over one entry, waiting as long as journald does not take it."""
-        sent = _Sent(frame(lines(found)), _own_field(found), _connects(found))
+        # before, not after: what this entry tells of is still in the kernel then, and
+        # no loss for whoever ends us while journald keeps nothing
+        if len(self._unsure) >= UNSURE:
+            self.confirm()
+        sent = _Sent(frame(lines(found)), _own_name(found), _connects(found))
         self._hand_over(sent.datagram)
         self.written += 1
         self._unsure.append(sent)
-        if len(self._unsure) >= UNSURE:
-            self.confirm()
 
     def confirm(self) -> bool:
         """Return when all that was sent is in the journal, or nobody can tell.
@@ -140,7 +165,7 @@ class Delivery:
             self._keep_missing()
             if fate is _Fate.DOUBT:  # the count tells nothing, names do
                 self._sent = self._receipts.kept()
-                self._unsure = [sent for sent in self._unsure if sent.field]
+                self._unsure = [sent for sent in self._unsure if sent.name]
                 if not self._unsure:
                     break
             self._fail(
@@ -153,6 +178,13 @@ class Delivery:
         self._record.unkept(0)
         self.trouble = ""
         return True
+
+    def has(self, name: str) -> bool:
+        """Tell whether an entry that was being tried is in the journal.
+
+        One that another process sent is, when all that was sent later is in it.
+        """
+        return self._receipts.has(name, archived=True)
 
     def close(self) -> None:
         """Close the socket."""
@@ -200,7 +232,7 @@ class Delivery:
         self._unsure = [
             sent
             for sent in self._unsure
-            if not sent.field or not self._receipts.has(sent.field)
+            if not sent.name or not self._receipts.has(sent.name)
         ]
         self._record.unkept(sum(sent.connects for sent in self._unsure))
 
@@ -209,7 +241,10 @@ class Delivery:
         self._sent = self._receipts.kept()
         if not self._unsure:
             return
-        self._hand_over(self._unsure[0].datagram)
+        first = self._unsure[0]
+        if first.name:
+            self._record.trying(first.name, first.connects)
+        self._hand_over(first.datagram)
         if self._fate() is _Fate.KEPT:
             del self._unsure[0]
             for sent in self._unsure:
@@ -224,14 +259,18 @@ class Delivery:
 _CONNECTS = (Kind.DENIED, Kind.WOULD_DENY, Kind.REDIRECTED, Kind.ALLOWED, Kind.LOCAL)
 
 
-def _own_field(found: Found) -> bytes:
-    """Give the field that no other entry has; empty: written twice rather than not.
+def _own_name(found: Found) -> str:
+    """Give fields that no other entry has all; empty: written twice rather than not.
 
-    The end of a connection has the number of its beginning.
+    The end of a connection has the number of its beginning, and a summary that of
+    the first it stands for; numbers of events begin anew with each guard.
     """
-    if isinstance(found, Finding) and found.kind in (*_CONNECTS, Kind.SUMMARY):
-        return f"SMTPGUARD_CONNECTION={found.connection}".encode()
-    return b""
+    if not isinstance(found, Finding) or not found.connection:
+        return ""
+    own = f"SEQ={found.seq}"
+    if found.kind is Kind.SUMMARY:
+        own = f"LAST_US={found.last_us}"
+    return f"{PREFIX}CONNECTION={found.connection}\n{PREFIX}{own}"
 
 
 def _connects(found: Found) -> int:

@@ -141,13 +141,18 @@ class Receipts:
                 self._settled.add(path)
         return sum(self._counts.values()) - self._before
 
-    def has(self, field: bytes) -> bool:
-        """Tell whether an entry with this field is in a file that it may be in."""
-        for path in set(self._paths()) - self._old:
+    def has(self, name: str, archived: bool = False) -> bool:
+        """Tell whether one file has all these fields, NAME=value, a line each.
+
+        archived: also files that took their last entry before this process began.
+        """
+        wanted = name.encode().splitlines()
+        unfit = set[str]() if archived else self._old
+        for path in set(self._paths()) - unfit:
             with contextlib.suppress(OSError, ValueError):
                 file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
                 try:
-                    if entries_with(file, field)[1]:
+                    if all(entries_with(file, field)[1] for field in wanted):
                         return True
                 finally:
                     os.close(file)

@@ -144,7 +144,6 @@ class Scribe(Clerk):
     def run(self) -> None:
         """Thread body."""
         look_at = time.monotonic()
-        self._tell_unkept()
         while not self._stopping.is_set():
             self._ring.poll(_POLL_MS, _BATCH)
             self._write_notices()
@@ -158,7 +157,8 @@ class Scribe(Clerk):
         self._finish()
 
     def _look_or_complain(self) -> None:
-        self._delivery.confirm()
+        if self._delivery.confirm():
+            self._tell_unkept()
         try:
             self._look()
         except GuardError as error:  # pins removed before their first use
@@ -177,7 +177,12 @@ class Scribe(Clerk):
             self._losses.tell(news)
 
     def _tell_unkept(self) -> None:
-        """Tell of findings that a guardd before this one had in hand at its end."""
+        """Tell of findings that a guardd before this one had in hand at its end.
+
+        Called when all that was sent is in the journal: before that the one that
+        it handed over last may still arrive.
+        """
+        self._record.arrived(self._delivery.has)
         moved, total = self._record.news()
         if moved:
             fields = {"LOST_JOURNAL": str(moved), "LOST_JOURNAL_TOTAL": str(total)}

@@ -109,11 +109,11 @@ class Ledger:
         """Count the judged connects that the journal knows of."""
         return len(self.findings) + self.folded + self.lost
 
-    def check(self, torn: int = 0) -> None:
-        """The sums are exact, in the kernel and, but for torn entries, the journal."""
+    def check(self) -> None:
+        """The sums are exact, in the kernel and in the journal."""
         said = summary([self])
         assert self.judged == self.counted, f"counters: {said}"
-        assert 0 <= self.judged - self.accounted <= torn, f"journal: {said}"
+        assert self.judged == self.accounted, f"journal: {said}"
         assert self.folded == self.kernel_folded, said
         assert self.lost == self.kernel_lost + self.unkept, said
 
@@ -397,18 +397,15 @@ class Site:
             and told == self.count(abi.Counter.LOST_RING)
         )
 
-    def settled(self, guardd: Guardd, limit: float = 30, torn: int = 0) -> Ledger:
-        """Give the ledger once the journal accounts for every judged connect.
-
-        torn: entries that a journald may have been killed in the middle of.
-        """
+    def settled(self, guardd: Guardd, limit: float = 30) -> Ledger:
+        """Give the ledger once the journal accounts for every judged connect."""
         found: list[Ledger] = []
         # first, because reading a large journal over and over takes for ever
         guardd.until(self.drained, "guardd has written all", limit)
 
         def balanced() -> bool:
             found[:] = [self.ledger()]
-            return found[0].accounted + torn >= found[0].judged
+            return found[0].accounted >= found[0].judged
 
         try:
             guardd.until(balanced, "every judged connect in the journal")

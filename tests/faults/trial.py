@@ -138,12 +138,12 @@ class Trial:
         """Add to the note of the figures that settled() has kept."""
         self._figures[-1].note += f", {note}"
 
-    def settled(self, limit: float = 120, torn: int = 0) -> Ledger:
+    def settled(self, limit: float = 120) -> Ledger:
         """End the connects, check all sums, and keep the figures."""
         for lawful, load in self._loads:
             self.add(lawful, self.site.tally(load))
         self._loads.clear()
-        ledger = self.site.settled(self.guardd, limit, torn)
+        ledger = self.site.settled(self.guardd, limit)
         rogue, lawful_ = (
             [tally for lawful, tally in self._tallies if lawful is which]
             for which in (False, True)
@@ -167,7 +167,7 @@ class Trial:
         assert figure.leaked == 0, "a connect leaked"
         assert figure.lawful_denied == 0, "a lawful connect was denied"
         assert figure.judged == figure.tried, "a connect was not judged"
-        ledger.check(torn)
+        ledger.check()
         assert "Traceback" not in self.guardd.said()
         return ledger
 
