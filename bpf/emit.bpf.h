@@ -57,17 +57,17 @@ static __always_inline void fold_key(struct fold_key *key,
 	__builtin_memcpy(key->address, where->address, 16);
 }
 
-/* The same for all destinations of the identity. */
+/* The same for all its destinations; the port stays, rules name it. */
 static __always_inline void to_anywhere(struct fold_key *key)
 {
-	key->port = 0;
+	key->direction |= FOLD_MANY;
 	__builtin_memset(key->address, 0, sizeof(key->address));
 }
 
 static __always_inline void to_one(struct fold_key *key,
 				   const struct where *where)
 {
-	key->port = where->port;
+	key->direction = where->direction;
 	__builtin_memcpy(key->address, where->address, 16);
 }
 
@@ -134,7 +134,7 @@ static __always_inline int fold_begin(struct fold_key *key, struct conn *conn,
 
 	conn->fold.folded = 1;
 	conn->fold.last_ns = now;
-	if (!key->port)
+	if (key->direction & FOLD_MANY)
 		conn->fold.first.flags |= FLAG_MANY;
 	full = bpf_map_update_elem(&folds, key, &conn->fold, BPF_NOEXIST);
 	conn->fold.first.flags &= ~FLAG_MANY; /* of the row, not of this one */

@@ -322,9 +322,10 @@ struct owner_key {
 };
 
 /*
- * Repeats of one identity + verdict + destination within one window; address and
- * port 0 (which no policy guards): of all its destinations that have no row.
+ * Repeats of one identity + verdict + destination within one window; FOLD_MANY in
+ * direction, and no address: of all its destinations that have no row.
  */
+#define FOLD_MANY 0x80
 struct fold_key {
 	unsigned long long window; /* number since boot: time / window_ns */
 	unsigned long long start_ns;

@@ -1,41 +1,101 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which process sent a packet that netfilter recorded, as far as /proc can tell.
+"""Which process sent a packet that netfilter recorded.
 
-A TCP socket is found by the packet's ends. A raw or packet socket has none: if all
-those of the user who sent it are held by one process, it is that one.
+A TCP socket is found by the packet's ends. A raw or packet socket has none: netfilter
+tells the user and group that it was made for, and no more. Whoever made such a
+socket, by the kernel's record (guard/makers.py), and whoever holds one of which
+there is no record, by /proc, may have sent it: one is named as the sender, of several
+each, as one of them.
 """
 
 from __future__ import annotations
 
 import ipaddress
+import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
+from guard.backstop.nflog import Logged
 from guard.backstop.packet import Head
+from guard.event import Event
+from guard.makers import Kept, Maker, Makers
 from guard.procfs import Seen, holders, look
 
 _NET = Path("/proc/self/net")
+# Of each family of sockets: its list in /proc/net, and where user and inode stand.
+_LISTS = {
+    socket.AF_INET: ("raw", 7, 9),
+    socket.AF_INET6: ("raw6", 7, 9),
+    socket.AF_PACKET: ("packet", 7, 8),
+}
 
 
-def sender(head: Head, uid: int | None) -> tuple[Seen | None, str]:
-    """Give the process, and "raw-socket" when it was not known by its connection.
+@dataclass(frozen=True, slots=True)
+class Senders:
+    """Processes, each of which can have sent the packet; none: not known."""
 
-    uid is that of the socket (None: it was forwarded, and nobody here sent it).
+    made: tuple[Event, ...] = ()  # by the kernel's record
+    seen: tuple[Seen, ...] = ()  # by /proc
+    how: tuple[str, ...] = ()  # for `incomplete` of a finding
+
+    @property
+    def one(self) -> bool:
+        """Tell whether it can have been one process alone."""
+        return len(self.made) + len(self.seen) == 1
+
+
+def senders(
+    logged: Logged, head: Head | None, makers: Makers | None, since_ns: int
+) -> Senders:
+    """Give who can have sent it, not before since_ns (CLOCK_BOOTTIME)."""
+    if logged.uid is None:  # it was forwarded, and nobody here sent it
+        return Senders()
+    event = makers.connecting(head.src, head.dst) if head and makers else None
+    if event and event.uid == logged.uid:
+        return Senders(made=(event,))
+    if head and len(seen := _held(set(_tcp(head)))) == 1:
+        return Senders(seen=seen)
+    kept = makers.since(since_ns) if makers else Kept()
+    families = _families(logged, head)
+    made = _distinct(
+        one
+        for one in kept.makers
+        if one.family in families and (one.uid, one.gid) == (logged.uid, logged.gid)
+    )
+    recorded = {one.socket for one in kept.makers if not one.event.ended_ns}
+    seen = _held(set(_raw(logged.uid, families)) - recorded)
+    how = ("maker",) if made else ("raw-socket",) if seen else ()
+    if made and not kept.whole:
+        how += ("maybe-others",)
+    return Senders(made, seen, how)
+
+
+def _families(logged: Logged, head: Head | None) -> Collection[int]:
+    """Give of which families a socket that sent it can be.
+
+    What a raw socket sends is met before it comes to an interface.
     """
-    if uid is None:
-        return None, ""
-    if seen := _only(set(_tcp(head))):
-        return seen, ""
-    return _only(set(_raw(uid))), "raw-socket"
+    if logged.chain == "egress":
+        return (socket.AF_PACKET,)
+    if head is None:
+        return (socket.AF_INET, socket.AF_INET6)
+    return (socket.AF_INET6 if ":" in head.dst[0] else socket.AF_INET,)
 
 
-def _only(inodes: set[int]) -> Seen | None:
-    """Look at the process that holds them; None: there is none, or several."""
+def _distinct(made: Iterator[Maker]) -> tuple[Event, ...]:
+    """Give each process once, however many sockets it made."""
+    events = (maker.event for maker in made)
+    return tuple({(e.pid, e.start_ns, e.exe, e.args): e for e in events}.values())
+
+
+def _held(inodes: set[int]) -> tuple[Seen, ...]:
+    """Look at the processes that hold one of these sockets."""
     if not inodes:
-        return None
+        return ()
     pids = {pid for held in holders(inodes).values() for pid in held}
-    return look(pids.pop()) if len(pids) == 1 else None
+    return tuple(filter(None, map(look, sorted(pids))))
 
 
 def _tcp(head: Head) -> Iterator[int]:
@@ -60,11 +120,11 @@ def _kernel_form(end: tuple[str, int], mapped: bool) -> str:
     return f"{text}:{port:04X}"
 
 
-def _raw(uid: int) -> Iterator[int]:
-    """Give the inodes of a user's raw and packet sockets: packet(7), raw(7)."""
-    for name in ("raw", "raw6"):
-        yield from (int(line[9]) for line in _lines(name) if line[7] == str(uid))
-    yield from (int(line[8]) for line in _lines("packet") if line[7] == str(uid))
+def _raw(uid: int, families: Collection[int]) -> Iterator[int]:
+    """Give the inodes of a user's raw or packet sockets: packet(7), raw(7)."""
+    for family in families:
+        name, user, inode = _LISTS[socket.AddressFamily(family)]
+        yield from (int(line[inode]) for line in _lines(name) if line[user] == str(uid))
 
 
 def _lines(name: str) -> list[list[str]]:
