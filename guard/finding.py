@@ -115,7 +115,9 @@ class Finding:
     destinations: str | None = None
     lock: str | None = None  # of the second lock: nftables-output, iptables-forward
     makers: tuple[Maker, ...] = ()  # BACKSTOP, when it can have been several
-    incomplete: tuple[str, ...] = field(default=())  # args-cut, cwd-cut, no-args, ...
+    # args-cut, cwd-cut, no-args, ...; BACKSTOP: maker (of its socket, which another
+    # may have been handed), one-of (see makers), maybe-others, no-process
+    incomplete: tuple[str, ...] = field(default=())
 
 
 @dataclass(frozen=True, slots=True)
