@@ -133,8 +133,10 @@ SEC("cgroup/sock_release") int guard_release(struct bpf_sock *ctx)
 {
 	struct conn *conn;
 
-	if (ctx->type == SOCK_RAW)
-		return maker_closed(bpf_get_socket_cookie(ctx)) + 1;
+	if (ctx->type == SOCK_RAW) {
+		maker_closed(bpf_get_socket_cookie(ctx));
+		return 1;
+	}
 	if (ctx->type != SOCK_STREAM ||
 	    (ctx->state != BPF_TCP_CLOSE && ctx->state != BPF_TCP_SYN_SENT &&
 	     ctx->state != BPF_TCP_LISTEN))

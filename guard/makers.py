@@ -35,20 +35,28 @@ class Kept:
     """Makers of all sockets that were open at some moment since a time."""
 
     makers: tuple[Maker, ...] = ()
-    whole: bool = False  # False: there may have been others
+    # False: there may have been others; packet sockets only the LSM tells of
+    whole: bool = False
+    whole_packets: bool = False
 
 
 class Makers:
     """What the kernel keeps, of sockets in the guard's network namespace."""
 
     def __init__(self, tables: Tables) -> None:
-        """Read these maps."""
+        """Read these maps of a guard that is attached."""
         self._tables = tables
+        # Does it see all processes? The root alone has no type, cgroups(7).
+        cgroup = str(tables.about().get("cgroup", ""))
+        self._sees_all = bool(cgroup) and not Path(cgroup, "cgroup.type").exists()
 
     def since(self, time_ns: int) -> Kept:
-        """Give those whose socket was not closed before (CLOCK_BOOTTIME)."""
+        """Give those whose socket was not closed before (CLOCK_BOOTTIME).
+
+        Raises KernelError or TornEvent when somebody damaged the maps.
+        """
         tables = self._tables
-        whole = self._sees_all() and not tables.counters()[Counter.NO_MAKER]
+        whole = not tables.counters()[Counter.NO_MAKER]
         home, oldest = tables.home_netns, 0
         found = []
         for _, raw in tables.map("makers").items():
@@ -63,15 +71,12 @@ class Makers:
                 found.append(Maker(row.socket, row.family, row.fsuid, row.fsgid, event))
         closed = struct.unpack_from("=Q", tables.map("closed").get(KEY0) or bytes(8))
         whole = whole and (closed[0] <= _KEPT or oldest < time_ns)
-        return Kept(tuple(sorted(found, key=lambda m: m.event.time_ns)), whole)
+        found.sort(key=lambda maker: maker.event.time_ns)
+        by_lsm = (tables.home.parent / "link-lsm_create").exists()
+        return Kept(tuple(found), whole and self._sees_all, whole and by_lsm)
 
     def connecting(self, src: tuple[str, int], dst: tuple[str, int]) -> Event | None:
         """Give whose connection with these ends is being made; None: nobody's."""
         event = self._tables.owner(src, dst, self._tables.home_netns)
         syn_sent = event is not None and event.outcome == abi.Outcome.SYN_SENT
         return event if syn_sent else None
-
-    def _sees_all(self) -> bool:
-        """Is it the root that is guarded? It alone has no type, cgroups(7)."""
-        cgroup = str(self._tables.about().get("cgroup", ""))
-        return bool(cgroup) and not Path(cgroup, "cgroup.type").exists()

@@ -66,9 +66,12 @@ def senders(
     )
     recorded = {one.socket for one in kept.makers if not one.event.ended_ns}
     seen = _held(set(_raw(logged.uid, families)) - recorded)
-    how = ("maker",) if made else ("raw-socket",) if seen else ()
-    if made and not kept.whole:
-        how += ("maybe-others",)
+    how: tuple[str, ...] = ()
+    if made or seen:
+        how = ("maker",) if made else ("raw-socket",)
+        packets = socket.AF_PACKET in families
+        if not (kept.whole_packets if packets else kept.whole):
+            how += ("maybe-others",)
     return Senders(made, seen, how)
 
 

@@ -16,7 +16,7 @@ from guard.backstop.lock import Design, Lock
 from guard.backstop.nflog import Logged, PacketLog
 from guard.backstop.packet import Head, unpack_head
 from guard.backstop.sender import Senders, senders
-from guard.errors import BackstopError
+from guard.errors import BackstopError, GuardError
 from guard.finding import Finding, Kind, Maker, Notice
 from guard.makers import Makers
 from guard.origin import Naming, unit_of
@@ -73,6 +73,7 @@ class Witness:
             return
         self._design = lock.design
         if self._log is None:
+            self._emptied_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
             try:
                 self._log = PacketLog(lock.group, self._on_packet)
             except BackstopError as error:
@@ -163,7 +164,10 @@ class Witness:
             "outcome": "denied" if logged.verdict == "deny" else "syn-sent",
             "rule": self._rule_name(logged.rule) if logged.rule is not None else None,
         }
-        who = senders(logged, head, self._makers, self._emptied_ns)
+        try:
+            who = senders(logged, head, self._makers, self._emptied_ns)
+        except GuardError:  # the kernel's record is damaged; guardd tells of that
+            who = senders(logged, head, None, 0)
         made = self._named(self._kind_of(logged), logged, who, facts)
         more = ("forwarded",) if logged.chain == "forward" else who.how
         return replace(
