@@ -15,8 +15,8 @@ from typing import Any
 from guard.backstop.lock import Design, Lock
 from guard.backstop.nflog import Logged, PacketLog
 from guard.backstop.packet import Head, unpack_head
-from guard.backstop.sender import Senders, senders
-from guard.errors import BackstopError, GuardError
+from guard.backstop.sender import Senders, Sight
+from guard.errors import BackstopError
 from guard.finding import Finding, Kind, Maker, Notice
 from guard.makers import Makers
 from guard.origin import Naming, unit_of
@@ -57,6 +57,7 @@ class Witness:
         self._kind = ""
         self._rule_name: Callable[[int], str | None] = lambda number: None
         self._design = Design.MARK
+        self._packets: list[Logged] = []  # read, and not looked at yet
         self._windows: dict[tuple[object, ...], _Repeats] = {}
         self._ends_at = 0.0
         self._number = 0
@@ -75,7 +76,7 @@ class Witness:
         if self._log is None:
             self._emptied_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
             try:
-                self._log = PacketLog(lock.group, self._on_packet)
+                self._log = PacketLog(lock.group, self._packets.append)
             except BackstopError as error:
                 self.trouble = f"{error}; {error.hint}"
 
@@ -86,7 +87,13 @@ class Witness:
     def read(self) -> None:
         """Take what is there."""
         began_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-        if self._log and self._log.read():
+        emptied = self._log is not None and self._log.read()
+        packets = self._packets[:]
+        self._packets.clear()
+        sight = Sight(self._makers, self._emptied_ns)  # from now on, so not before
+        for logged in packets:
+            self._on_packet(logged, sight)
+        if emptied:
             self._emptied_ns = began_ns
 
     def tick(self) -> None:
@@ -122,7 +129,7 @@ class Witness:
                 )
         self._windows.clear()
 
-    def _on_packet(self, logged: Logged) -> None:
+    def _on_packet(self, logged: Logged, sight: Sight) -> None:
         known = unpack_head(logged.raw, logged.chain == "egress")
         head = known or _NOWHERE
         now = time.monotonic()
@@ -140,7 +147,7 @@ class Witness:
             repeats.count += 1
             repeats.last_us = time.time_ns() // 1000
             return
-        found = self._finding(logged, known)
+        found = self._finding(logged, known, sight)
         if others:
             found = replace(found, incomplete=(*found.incomplete, "and-others"))
         if repeats is None:
@@ -148,7 +155,7 @@ class Witness:
         repeats.seen += 1
         self._tell(found)
 
-    def _finding(self, logged: Logged, head: Head | None) -> Finding:
+    def _finding(self, logged: Logged, head: Head | None, sight: Sight) -> Finding:
         self._number += 1
         ends = head or _NOWHERE
         verdict = _VERDICTS.get(logged.verdict, "deny")
@@ -164,10 +171,7 @@ class Witness:
             "outcome": "denied" if logged.verdict == "deny" else "syn-sent",
             "rule": self._rule_name(logged.rule) if logged.rule is not None else None,
         }
-        try:
-            who = senders(logged, head, self._makers, self._emptied_ns)
-        except GuardError:  # the kernel's record is damaged; guardd tells of that
-            who = senders(logged, head, None, 0)
+        who = sight.senders(logged, head)
         made = self._named(self._kind_of(logged), logged, who, facts)
         more = ("forwarded",) if logged.chain == "forward" else who.how
         return replace(
