@@ -93,7 +93,8 @@ class Sight:
 
     def _connecting(self, head: Head) -> Event | None:
         with contextlib.suppress(GuardError):
-            return self._makers and self._makers.connecting(head.src, head.dst)
+            if self._makers:
+                return self._makers.connecting(head.src, head.dst)
         return None
 
     def _record(self) -> Kept:
