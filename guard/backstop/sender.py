@@ -79,7 +79,7 @@ class Sight:
             for one in kept.makers
             if one.family in families and (one.uid, one.gid) == (logged.uid, logged.gid)
         )
-        recorded = {one.socket for one in kept.makers if not one.event.ended_ns}
+        recorded = {one.socket for one in kept.makers}
         seen = self._held(frozenset(self._raw(logged.uid, families)) - recorded)
         how: tuple[str, ...] = ()
         if made or seen:
@@ -100,6 +100,8 @@ class Sight:
     def _record(self) -> Kept:
         if self._kept is None:
             self._kept = Kept()
+            for name, _, _ in _LISTS.values():
+                self._lines(name)  # first: what is in these has its record by then
             with contextlib.suppress(GuardError):
                 if self._makers:
                     self._kept = self._makers.since(self._since_ns)
