@@ -40,6 +40,7 @@ from guard.force import (
     refusal_notice,
 )
 from guard.hosts import AddressNews, own_addresses
+from guard.makers import Makers
 from guard.mta.policy_service import PolicyService
 from guard.policy import DEFAULT_FILE, Policy, load, refresh
 from guard.preexisting import Before
@@ -87,7 +88,8 @@ class Daemon(Service):
         self._refused = started.refused is not None
         self._scribe = Scribe(self._guard, self._naming, self.echo)
         self._scribe.start()
-        self._witness = Witness(self._naming, self._scribe.tell)
+        makers = Makers(self._guard)
+        self._witness = Witness(self._naming, self._scribe.tell, makers)
         if started.policy:
             self.heed(started.policy)
         self._mail = PolicyService(self._guard.sender, self._naming, self._scribe.tell)
@@ -201,7 +203,8 @@ class Daemon(Service):
         sys.stderr.flush()
 
 
-def _options(arguments: list[str] | None) -> argparse.Namespace:
+def command_line() -> argparse.ArgumentParser:
+    """Make the parser of guardd's options."""
     parser = argparse.ArgumentParser(
         prog="guardd",
         description="Deny, attribute and journal SMTP connections of this host.",
@@ -250,6 +253,11 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--version", action="version", version=f"smtp-guard {__version__}"
     )
+    return parser
+
+
+def _options(arguments: list[str] | None) -> argparse.Namespace:
+    parser = command_line()
     options = parser.parse_args(arguments)
     size = options.ring_bytes
     if size is not None and (size < 4096 or size & (size - 1)):

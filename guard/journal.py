@@ -25,7 +25,14 @@ from operator import attrgetter
 from typing import Any, TypeAlias
 
 from guard.errors import JournalError
-from guard.finding import Finding, Kind, Message, Notice, Process
+from guard.finding import Finding, Kind, Message, Notice
+from guard.lists import (
+    makers_json,
+    parents_json,
+    read_args,
+    read_makers,
+    read_parents,
+)
 from guard.mailfields import message_lines, read_message
 from guard.message import mail_message, message, priority
 from guard.text import printable
@@ -116,11 +123,12 @@ _COLUMNS: tuple[tuple[str, str, Callable[[Any], Any]], ...] = (
     ("bytes_received", "SMTPGUARD_BYTES_RECEIVED", _count),
     ("duration_us", "SMTPGUARD_DURATION_US", number),
     ("lock", "SMTPGUARD_LOCK", _word),
+    ("destinations", "SMTPGUARD_DESTINATIONS", _word),
 )
 # Those of which Finding says that None means not known: the field is absent.
 _MAY_MISS = frozenset(
     ("rule", "ppid", "user", "group", "loginuid", "session", "exe", "unit")
-    + ("container", "error", "duration_us", "lock")
+    + ("container", "error", "duration_us", "lock", "destinations")
 )
 _REQUIRED = tuple((a, f, how) for a, f, how in _COLUMNS if a not in _MAY_MISS)
 _OPTIONAL = tuple((a, f, how) for a, f, how in _COLUMNS if a in _MAY_MISS)
@@ -172,12 +180,9 @@ def _finding_lines(finding: Finding) -> list[str]:
     if finding.args:
         entry.append(f"SMTPGUARD_ARGS={json.dumps(finding.args)}")
     if finding.ancestors:
-        parents = ",".join([
-            f'{{"pid":{p.pid},"uid":{p.uid},"comm":{json.dumps(p.comm)},'
-            f'"start_ns":{p.start_ns}}}'
-            for p in finding.ancestors
-        ])  # fmt: skip
-        entry.append(f"SMTPGUARD_ANCESTORS=[{parents}]")
+        entry.append(f"SMTPGUARD_ANCESTORS={parents_json(finding.ancestors)}")
+    if finding.makers:
+        entry.append(f"SMTPGUARD_MAKERS={makers_json(finding.makers)}")
     if finding.count != 1:
         entry.append(f"SMTPGUARD_COUNT={finding.count}")
     if finding.last_us:
@@ -370,8 +375,9 @@ def _finding(kind: Kind, entry: Mapping[str, Any]) -> Finding:
         dst=end("DST", entry),
         src=end("SRC", entry) if "SMTPGUARD_SRC_ADDR" in entry else None,
         via=end("VIA", entry) if "SMTPGUARD_VIA_ADDR" in entry else None,
-        args=_args(text(entry.get("SMTPGUARD_ARGS", "[]"))),
-        ancestors=_ancestors(text(entry.get("SMTPGUARD_ANCESTORS", "[]"))),
+        args=read_args(text(entry.get("SMTPGUARD_ARGS", "[]"))),
+        ancestors=read_parents(text(entry.get("SMTPGUARD_ANCESTORS", "[]"))),
+        makers=read_makers(text(entry.get("SMTPGUARD_MAKERS", "[]"))),
         count=number(entry.get("SMTPGUARD_COUNT", b"1")),
         last_us=time_us(entry.get("SMTPGUARD_LAST_US", b"0")),
         incomplete=tuple(
@@ -379,33 +385,6 @@ def _finding(kind: Kind, entry: Mapping[str, Any]) -> Finding:
         ),
         **known,
     )
-
-
-@lru_cache(maxsize=1024)
-def _args(raw: str) -> tuple[str, ...]:
-    args = json.loads(raw)
-    if not isinstance(args, list) or not all(isinstance(a, str) for a in args):
-        raise ValueError("SMTPGUARD_ARGS is not a list of texts")
-    _from_bytes("".join(args))
-    return tuple(args)
-
-
-@lru_cache(maxsize=1024)
-def _ancestors(raw: str) -> tuple[Process, ...]:
-    parents = json.loads(raw)
-    made = tuple(Process(**parent) for parent in parents)
-    for p in made:
-        if not isinstance(p.comm, str) or not all(
-            type(n) is int for n in (p.pid, p.uid, p.start_ns)
-        ):
-            raise ValueError("SMTPGUARD_ANCESTORS is not a list of processes")
-        _from_bytes(p.comm)
-    return made
-
-
-def _from_bytes(given: str) -> None:
-    """Raise ValueError for text that no bytes decode to: JSON can say \\ud800."""
-    given.encode("utf-8", "surrogateescape")
 
 
 def _notice(kind: Kind, entry: Mapping[str, Any]) -> Notice:

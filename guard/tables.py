@@ -42,6 +42,8 @@ MAPS = {
     "departed": "departed",
     "attempts": "attempts",
     "folds": "folds",
+    "makers": "makers",
+    ".data.closed": "closed",
     "conns": "conns",
 }
 # The maps that hold a policy's rows, and the type of their keys.

@@ -22,6 +22,8 @@ packages+=(
 	msmtp mypy nftables openssl php-cli postfix python3-aiosmtpd python3-hypothesis
 	python3-pytest sasl2-bin shellcheck strace swaks systemd util-linux
 )
+# What reads the man pages, and the shells that complete.
+packages+=(fish man-db mandoc zsh)
 # What tests/vm makes and runs guests with.
 packages+=(e2fsprogs mmdebstrap qemu-system-x86)
 # Not in Debian 12. Pinned: a new release must not turn a build red by itself.

@@ -16,6 +16,7 @@ from typing import IO, Any
 import click
 
 from guard.abi import Direction, ExeKey, Mode, Verdict
+from guard.cli import complete
 from guard.errors import NoAccess
 from guard.hosts import is_own, own_addresses
 from guard.kernel import policy_file
@@ -60,16 +61,34 @@ Examples:
 
 
 @click.command(name="explain", epilog=_EXAMPLES)
-@click.option("--user", "--uid", "user", metavar="NAME|UID", help="Effective user.")
+@click.option(
+    "--user",
+    "--uid",
+    "user",
+    metavar="NAME|UID",
+    shell_complete=complete.users,
+    help="Effective user.",
+)
 @click.option(
     "--group",
     "--gid",
     "group",
     metavar="NAME|GID",
+    shell_complete=complete.groups,
     help="Effective group; the user's own unless given.",
 )
-@click.option("--exe", metavar="PATH", help="The program's file.")
-@click.option("--unit", metavar="UNIT|PATH", help="Its unit, or path in the cgroups.")
+@click.option(
+    "--exe",
+    metavar="PATH",
+    shell_complete=complete.files,
+    help="The program's file.",
+)
+@click.option(
+    "--unit",
+    metavar="UNIT|PATH",
+    shell_complete=complete.units,
+    help="Its unit, or path in the cgroups.",
+)
 @click.option("--to", metavar="ADDR", help="Where it connects to.")
 @click.option(
     "--port", type=click.IntRange(1, 65535), default=25, show_default=True, help="TCP."

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from guard.cli import complete
 from guard.cli.notices import tell_journal
 from guard.errors import AlreadyRunning
 from guard.finding import Finding, Kind, Notice
@@ -37,6 +38,7 @@ Examples:
     "--cgroup",
     type=click.Path(path_type=Path),
     metavar="DIR",
+    shell_complete=complete.folders,
     help="cgroup2 folder to guard (default: the root, that is everything).",
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")

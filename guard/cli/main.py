@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from guard import __version__
+from guard.cli import complete
 from guard.errors import EX_IOERR, GuardError, NotRoot
 from guard.text import printable_lines
 
@@ -63,6 +65,18 @@ class Verbs(click.Group):
         found: click.Command = module.command
         return found
 
+    def shell_complete(
+        self, ctx: click.Context, incomplete: str
+    ) -> list[CompletionItem]:
+        """Offer the verbs, importing none; after a dash the options."""
+        if incomplete.startswith("-"):
+            return click.Command.shell_complete(self, ctx, incomplete)
+        return [
+            CompletionItem(verb, help=line)
+            for verb, line in VERBS.items()
+            if verb.startswith(incomplete)
+        ]
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the verb: as root, but its --help is for everybody."""
         verb = [*ctx.protected_args, *ctx.args]
@@ -93,6 +107,7 @@ class Verbs(click.Group):
     default=PIN_DIR,
     show_default=True,
     metavar="DIR",
+    shell_complete=complete.folders,
     help="Where the guard in question is pinned.",
 )
 @click.version_option(__version__, prog_name=PROGRAM)

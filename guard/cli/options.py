@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
+from guard.cli import complete
 from guard.errors import JournalError
 from guard.query import Filter, Journal, parse_time
 from guard.text import printable
@@ -43,7 +44,12 @@ _FILTERS = [
         "--pid", "pids", type=_NUMBER, multiple=True, metavar="PID", help="Process."
     ),
     click.option(
-        "--user", "users", multiple=True, metavar="NAME", help="User, as it was named."
+        "--user",
+        "users",
+        multiple=True,
+        metavar="NAME",
+        shell_complete=complete.users,
+        help="User, as it was named.",
     ),
     click.option(
         "--uid",
@@ -54,10 +60,20 @@ _FILTERS = [
         help="User, by number.",
     ),
     click.option(
-        "--exe", "exes", multiple=True, metavar="PATH|GLOB", help="Program's file."
+        "--exe",
+        "exes",
+        multiple=True,
+        metavar="PATH|GLOB",
+        shell_complete=complete.files,
+        help="Program's file.",
     ),
     click.option(
-        "--unit", "units", multiple=True, metavar="UNIT|GLOB", help="Its systemd unit."
+        "--unit",
+        "units",
+        multiple=True,
+        metavar="UNIT|GLOB",
+        shell_complete=complete.units,
+        help="Its systemd unit.",
     ),
     click.option(
         "--verdict",
@@ -75,7 +91,12 @@ _FILTERS = [
     ),
 ]
 _JOURNAL = [
-    click.option("--directory", metavar="DIR", help="Read the journal files in DIR."),
+    click.option(
+        "--directory",
+        metavar="DIR",
+        shell_complete=complete.folders,
+        help="Read the journal files in DIR.",
+    ),
     click.option(
         "--merge", is_flag=True, help="Read the journals of other hosts here as well."
     ),
@@ -85,6 +106,11 @@ _NAMES = (
     *("ports", "to", "from_ports", "pids", "users", "uids", "exes", "units"),
     *("verdicts", "directions"),
 )
+
+
+def point_in_time(name: str, **given: Any) -> Callable[[_Command], _Command]:
+    """Make an option that takes a time as parse_time() reads it."""
+    return click.option(name, metavar="TIME", shell_complete=complete.times, **given)
 
 
 def filters(command: _Command) -> _Command:

@@ -43,14 +43,13 @@ _SHOWN = 3  # examples of a kind
 
 
 @click.command(name="plan", epilog=_EPILOG)
-@click.option(
+@options.point_in_time(
     "--since",
     default="1 week ago",
     show_default=True,
-    metavar="TIME",
     help="Look at what was found since then.",
 )
-@click.option("--until", metavar="TIME", help="And until then.")
+@options.point_in_time("--until", help="And until then.")
 @options.filters
 @options.journals
 @click.option("--json", "json_", is_flag=True, help="JSON Lines: an object a rule.")
@@ -243,7 +242,7 @@ def _some(values: set[str], more: bool = False) -> str:
     shown = sorted(values)[:_SHOWN]
     rest = len(values) - len(shown)
     if not rest:
-        return ", ".join(shown)
+        return ", ".join(shown) + (" and more" if more else "")
     return f"{', '.join(shown)} and {'at least ' if more else ''}{rest} more"
 
 

@@ -27,7 +27,7 @@ Examples:
 
 
 @click.command(name="watch", epilog=_EPILOG)
-@click.option("--since", metavar="TIME", help="Begin with those of then, not of now.")
+@options.point_in_time("--since", help="Begin with those of then, not of now.")
 @options.filters
 @options.journals
 @click.option("--json", "json_", is_flag=True, help="JSON Lines: an object a line.")

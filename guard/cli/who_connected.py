@@ -47,8 +47,8 @@ Examples:
 
 
 @click.command(name="who-connected", epilog=_EPILOG)
-@click.option("--since", metavar="TIME", help="Connected then or later.")
-@click.option("--until", metavar="TIME", help="Connected then or earlier.")
+@options.point_in_time("--since", help="Connected then or later.")
+@options.point_in_time("--until", help="Connected then or earlier.")
 @options.filters
 @click.option(
     "--limit",

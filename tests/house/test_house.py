@@ -31,11 +31,13 @@ STAGES = [
     "kernel",
     "lsm",
     "ring",
+    "makers",
     "finding",
     "origin",
     "procfs",
     "message",
     "touched",
+    "lists",
     "values",
     "mailfields",
     "journal",
@@ -68,7 +70,8 @@ CORPUS = CHECKOUT / "tests/fuzz/corpus"
 PYTHON_LINES, C_LINES = 450, 300
 # Longer, and why: one thing with no seam to cut it at.
 LONGER = {
-    "bpf/guard.h": 380,  # the contract, which both sides read as one
+    "bpf/guard.h": 400,  # the contract, which both sides read as one
+    "guard/abi.py": 470,  # and its mirror
 }
 
 NO_SPDX = {".md", ".gitignore", "LICENSE", ".json"}

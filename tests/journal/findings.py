@@ -10,7 +10,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from guard.finding import UNKNOWN, Finding, Kind, Message, Notice, Process
+from guard.finding import UNKNOWN, Finding, Kind, Maker, Message, Notice, Process
 from guard.journal import NOTICES
 
 BOOT = "c3e7caf302f84c289c136585bbc253b9"
@@ -176,6 +176,19 @@ findings = st.builds(
     lock=st.none() | st.just("nftables-egress"),
     count=_u32,
     last_us=_time,
+    destinations=st.none() | st.just("many"),
+    makers=st.lists(
+        st.builds(
+            Maker,
+            pid=_u32,
+            uid=_u32,
+            comm=hostile,
+            exe=_name,
+            args=st.lists(hostile, max_size=2).map(tuple),
+            unit=_name,
+        ),
+        max_size=3,
+    ).map(tuple),
     incomplete=st.sets(st.sampled_from(["args-cut", "no-exe"])).map(tuple),
 )
 messages = st.builds(
@@ -212,3 +225,14 @@ notices = st.builds(
         st.sampled_from(["SHA256", "MODE", "CAUSE", "A_9"]), hostile, max_size=3
     ),
 )
+
+
+def whole() -> Finding:
+    """Give a finding of which everything is known, so that it has every field."""
+    return finding(
+        Kind.CLOSED,
+        rule="r", loginuid=1, session=2, container="docker:x", error="ETIMEDOUT",
+        via=("127.0.0.1", 25), count=2, last_us=3, lock="nftables-output",
+        incomplete=("args-cut",), destinations="many",
+        makers=(Maker(7, 33, "nc", "/usr/bin/nc", ("nc", "-x"), None),),
+    )  # fmt: skip

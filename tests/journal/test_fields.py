@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guard.errors import JournalError
-from guard.finding import Finding, Kind, Message, Notice, Process
+from guard.finding import Finding, Kind, Maker, Message, Notice, Process
 from guard.journal import MESSAGE_IDS, Found, fields, frame, lines, read
 from guard.message import mail_message, message, priority
 from tests.journal.findings import (
@@ -23,6 +23,7 @@ from tests.journal.findings import (
     mail,
     messages,
     notices,
+    whole,
 )
 
 
@@ -99,13 +100,7 @@ def test_a_message_is_not_taken_for_the_entry_of_its_connect() -> None:
 
 
 def test_every_attribute_of_a_finding_has_a_field() -> None:
-    full = finding(
-        Kind.CLOSED,
-        rule="r", loginuid=1, session=2, container="docker:x", error="ETIMEDOUT",
-        via=("127.0.0.1", 25), count=2, last_us=3, lock="nftables-output",
-        incomplete=("args-cut",),
-    )  # fmt: skip
-    written = entry(full)
+    written = entry(whole())
     special = {"kind", "src", "dst", "via"}
     for attribute in {f.name for f in dataclasses.fields(Finding)} - special:
         assert f"SMTPGUARD_{attribute.upper()}" in written, attribute
@@ -161,6 +156,26 @@ def test_message_ids_are_128_random_bits_each_its_own() -> None:
             finding(Kind.SUMMARY, count=500, exe=None, comm="a\nMESSAGE=b", unit=None),
             "denied 500 times more: pid 4711 (a\\x0aMESSAGE=b, www-data) ->"
             " 203.0.113.9:25, no rule allows it; no executable in /srv/www/shop",
+            4,
+        ),
+        (
+            finding(Kind.SUMMARY, count=2900, destinations="many", unit=None),
+            "denied 2900 times more: pid 4711 (php8.2, www-data) -> many destinations,"
+            " the first 203.0.113.9:25, no rule allows it; /usr/bin/php8.2 in"
+            " /srv/www/shop",
+            4,
+        ),
+        (
+            finding(
+                Kind.BACKSTOP, pid=0, exe=None, unit=None, incomplete=("one-of",),
+                makers=tuple(
+                    Maker(n, 33, f"x{n}", exe, (), None)
+                    for n, exe in enumerate((None, "/bin/a", "/b", "/c", "/d"))
+                ),
+            ),
+            "met by the second lock: one of pid 0 (x0), pid 1 (/bin/a), pid 2 (/b),"
+            " pid 3 (/c) and 1 more -> 203.0.113.9:25, nftables-output: no connect()"
+            " was seen",
             4,
         ),
     ],
