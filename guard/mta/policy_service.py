@@ -7,6 +7,7 @@ waits as long as journald does, and an SMTP client waits for this answer.
 
 from __future__ import annotations
 
+import contextlib
 import select
 import socket
 import sys
@@ -146,13 +147,16 @@ class PolicyService(threading.Thread):
                 self._words[fd] = rest
             # first, and whatever is asked: an SMTP client waits for it, and nothing
             # that a message is journalled with goes away meanwhile
-            client.send(_ANSWER * len(requests))
+            with contextlib.suppress(
+                OSError
+            ):  # it waits no longer; the next recv() ends
+                client.send(_ANSWER * len(requests))
             for raw in requests:
                 self._heed(parse_request(raw))
         except BadRequest as error:
             sys.stderr.write(f"guardd: {error.report()}\n")
             self._hang_up(fd)
-        except OSError:  # it went away, or does not read what it asked for
+        except OSError:  # it went away
             self._hang_up(fd)
 
     def _hang_up(self, fd: int) -> None:
