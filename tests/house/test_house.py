@@ -20,11 +20,13 @@ GENERATED = re.compile(
 # package's modules also each other. Those of cli/ stand side by side, see below.
 STAGES = [
     "errors",
+    "privileges",
     "text",
     "abi",
     "event",
     "policy",
     "libbpf",
+    "pins",
     "ringbuf",
     "tables",
     "checks",
@@ -47,7 +49,9 @@ STAGES = [
     "filewatch",
     "sockdiag",
     "preexisting",
+    "lastpolicy",
     "force",
+    "ownerrules",
     "verify",
     "watch",
     "scribe",

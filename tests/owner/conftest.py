@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from guard.unaided import STATE_DIR
+from guard.ownerrules import STATE_DIR
 from tests.faults.site import Guardd, Site, build_connects
 from tests.kernel.world import MX4, MX6, SMTP, Child, Done, World
 from tests.lab.lab import wait_until

@@ -18,7 +18,7 @@ import pytest
 
 from guard.errors import EX_CONFIG, EX_TEMPFAIL, EX_UNAVAILABLE
 from guard.kernel import Guard
-from guard.unaided import STATE_DIR
+from guard.ownerrules import STATE_DIR
 from tests.faults.site import Guardd
 from tests.journald import until
 from tests.kernel.world import HOST4, MX4, MX6
