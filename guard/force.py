@@ -93,7 +93,12 @@ def exe_keys(guard: Guard) -> Callable[[Path], tuple[abi.ExeKey, abi.ExeKey]]:
         except (FileNotFoundError, NotADirectoryError):
             raise
         except OSError as error:
-            raise KernelError(f"cannot look at {path}", error.errno or 0) from None
+            raise KernelError(
+                f"cannot look at {path}",
+                error.errno or 0,
+                hint="guardd's user must be able to enter its folder (chmod o+x), and "
+                "its unit sees nothing in /home and /root",
+            ) from None
 
     return keys
 
@@ -197,10 +202,11 @@ def bring_up(
 ) -> Start:
     """Load or adopt the guard, put the policy in force, attach.
 
-    Where a guard is loaded already, a policy that fails leaves the rows that are
-    in force: better than none. Where none is, the policy that was kept is put in
-    force; where there is none either it raises PolicyError, and NoPrograms where the
-    kernel takes no programs. After any error of a first load nothing is left behind.
+    Where a guard is loaded already, a policy that fails, or that names a program
+    which this process may not look at, leaves the rows that are in force: better
+    than none. Where none is, the policy that was kept is put in force; where there
+    is none either it raises PolicyError, and NoPrograms where the kernel takes no
+    programs. After any error of a first load nothing is left behind.
     """
     # what is recorded must not depend on where guardctl was called
     cgroup, file = cgroup.absolute(), file.absolute()
@@ -223,9 +229,10 @@ def bring_up(
     try:
         guard.set_hosts(own_addresses())
         try:
-            if policy:
+            if policy:  # guardd's own user may not enter the folder of a program
+                compile_rows(policy, 1 - guard.slot, exe_keys(guard))
                 keeper.loosen(guard, policy)
-        except BackstopError as error:
+        except (KernelError, BackstopError) as error:
             if not adopted:
                 raise
             policy, refused, kept = None, error, False

@@ -24,12 +24,8 @@ class Capability(enum.IntEnum):
 
 # To load and attach our kernel programs.
 KERNEL = (Capability.CAP_BPF, Capability.CAP_PERFMON)
-# To have rules in netfilter, and to see in /proc and the policy whose they are.
-SERVICE = (
-    Capability.CAP_NET_ADMIN,
-    Capability.CAP_SYS_PTRACE,
-    Capability.CAP_DAC_READ_SEARCH,
-)
+# To have rules in netfilter, and to see in /proc whose a packet is.
+SERVICE = (Capability.CAP_NET_ADMIN, Capability.CAP_SYS_PTRACE)
 # Linux lets the one stand for these: bpf_capable(), include/linux/capability.h.
 _CONTAINED = frozenset(KERNEL)
 
