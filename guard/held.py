@@ -128,8 +128,8 @@ class Held:
                 "pins",
                 State.BAD,
                 ", ".join(parts),
-                "in force only as long as guardd runs; guardctl unload and load "
-                "make them again",
+                "in force only as long as guardd runs; guardctl load and then "
+                "systemctl restart smtp-guard pin it again, with no gap",
             )
 
     def _listing(self) -> dict[str, int]:

@@ -31,9 +31,9 @@ def root(tmp_path: Path) -> Path:
         (tmp_path / link).symlink_to(f"usr/{link}")
     for name in (LOAD, SERVICE):
         shutil.copy(UNITS / name, units)
-    for program in ("usr/bin/guardctl", "usr/sbin/guardd", "usr/bin/kill"):
-        (tmp_path / program).write_text("#!/bin/sh\n")
-        (tmp_path / program).chmod(0o755)
+    for program in ("bin/guardctl", "sbin/guardd", "bin/kill", "bin/systemd-tmpfiles"):
+        (tmp_path / "usr" / program).write_text("#!/bin/sh\n")
+        (tmp_path / "usr" / program).chmod(0o755)
     return tmp_path
 
 
