@@ -20,9 +20,9 @@ import psutil
 
 from guard import libbpf
 from guard.errors import KernelError
+from guard.privileges import ACCOUNT
 
 DEFAULT_PIN_DIR = Path("/sys/fs/bpf/smtp-guard")
-ACCOUNT = "smtp-guard"
 _BPFFS = Path("/sys/fs/bpf")
 _libc = ctypes.CDLL(None, use_errno=True)
 

@@ -22,6 +22,8 @@ class Capability(enum.IntEnum):
     CAP_BPF = 39
 
 
+ACCOUNT = "smtp-guard"  # units/smtp-guard.sysusers
+
 # To load and attach our kernel programs.
 KERNEL = (Capability.CAP_BPF, Capability.CAP_PERFMON)
 # To have rules in netfilter, and to see in /proc whose a packet is.

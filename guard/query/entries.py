@@ -15,11 +15,11 @@ from systemd import _reader
 
 from guard.errors import JournalError
 from guard.journal import IDENTIFIER
+from guard.privileges import ACCOUNT
 
 Entry: TypeAlias = dict[str, Any]  # bytes, or a list of them for a field given twice
 
 SERVICES = ("smtp-guard.service", "smtp-guard-load.service")
-ACCOUNT = "smtp-guard"
 
 # An entry is written after its connect(): at once, or when guardd is back. The
 # ring keeps what happened meanwhile, so --until looks so much further.
