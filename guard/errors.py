@@ -59,6 +59,10 @@ class KernelError(GuardError):
         self.errno = error
 
 
+class NotBpffs(KernelError):
+    """kernel: {0}: {1}"""
+
+
 class NoPrograms(GuardError):
     """kernel programs cannot be loaded: {}"""
 

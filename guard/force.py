@@ -20,6 +20,7 @@ from guard.errors import (
     GuardError,
     KernelError,
     NoPrograms,
+    NotBpffs,
     NotPrivileged,
     PolicyError,
 )
@@ -154,6 +155,8 @@ def programs_or_none(pin_dir: Path) -> Iterator[None]:
         raise NoPrograms(f"this process lacks {lacking}")
     try:
         yield
+    except NotBpffs:
+        raise
     except KernelError as error:
         if there:
             raise

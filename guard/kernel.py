@@ -41,6 +41,7 @@ HOOKS = {
 }
 DENYING = ("guard_connect4", "guard_connect6")
 HAND_RUN = ("identify", "judge")
+_CGROUP_LINK = 3  # BPF_LINK_TYPE_CGROUP, include/uapi/linux/bpf.h
 
 
 @dataclass(frozen=True)
@@ -306,7 +307,9 @@ class Guard(Tables):
                     link = libbpf.info(fd, libbpf.LinkInfo)
             except KernelError:
                 continue
-            found.append(Attachment(hook, link.prog_id, link.cgroup_id))
+            # of a pin that is no link these words are others
+            if (link.type, link.attach_type) == (_CGROUP_LINK, HOOKS[hook]):
+                found.append(Attachment(hook, link.prog_id, link.cgroup_id))
         return found
 
 

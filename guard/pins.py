@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 
 from guard import libbpf
-from guard.errors import KernelError
+from guard.errors import KernelError, NotBpffs
 from guard.privileges import ACCOUNT
 
 DEFAULT_PIN_DIR = Path("/sys/fs/bpf/smtp-guard")
@@ -30,8 +30,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 def ensure_bpffs(pin_dir: Path) -> None:
     """Make pin_dir, mounting /sys/fs/bpf first where nobody has.
 
-    Raises KernelError when the folder is not on a BPF file system: pins made
-    anywhere else would not be pins.
+    Raises NotBpffs when the folder is not on a BPF file system (pins made anywhere
+    else would not be pins), or another KernelError.
     """
     if (
         _BPFFS in (pin_dir, *pin_dir.parents)
@@ -48,7 +48,7 @@ def ensure_bpffs(pin_dir: Path) -> None:
     while not os.path.ismount(mount):
         mount = mount.parent
     if kinds.get(str(mount)) != "bpf":
-        raise KernelError(
+        raise NotBpffs(
             f"{pin_dir} is not on a BPF file system",
             errno.EINVAL,
             hint=f"name a folder below {_BPFFS}",
