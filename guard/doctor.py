@@ -21,10 +21,10 @@ from guard.firewalls import firewalls, run
 from guard.force import daemon_pid
 from guard.journal import SOCKET
 from guard.kernel import Guard
+from guard.ownerrules import examine as without_programs
+from guard.ownerrules import read_state
 from guard.policy import DEFAULT_PORTS
 from guard.tables import guarded_ports
-from guard.unaided import examine as without_programs
-from guard.unaided import read_state
 from guard.verify import verify
 
 _OLDEST = (5, 19)  # bpf_loop(), bpf_skc_to_mptcp_sock()

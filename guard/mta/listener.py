@@ -144,8 +144,8 @@ class Listener:
     def _hint(self) -> str:
         folder = self.path.parent
         return (
-            "guardd is not root: root makes the folder once, by a line in"
-            f" /etc/tmpfiles.d: d {folder} 2710 smtp-guard {MAIL_OWNER}"
+            "guardd is not root, who makes the folder, as a line of tmpfiles.d(5) says:"
+            f" d {folder} 2710 smtp-guard {MAIL_OWNER}"
             if os.geteuid()
             else f"look at {folder}"
         )

@@ -105,6 +105,7 @@ def policy_json(policy: Policy) -> dict[str, object]:
         "mta": {"socket": str(policy.mta.socket) if policy.mta.socket else None},
         "tamper": "repair" if policy.repair else "report",
         "self_protection": policy.protection.name.lower(),
+        "require": "bpf" if policy.needs_bpf else "any",
         "rules": [rule_json(policy, rule) for rule in policy.rules],
         "warnings": [problem.as_json() for problem in policy.warnings],
     }

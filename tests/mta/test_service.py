@@ -18,15 +18,17 @@ from pathlib import Path
 
 import pytest
 
+from guard.errors import MtaError
 from guard.event import Event
 from guard.finding import Message
-from guard.mta.listener import MAIL_OWNER
+from guard.mta.listener import MAIL_OWNER, Listener
 from guard.mta.policy_service import PolicyService
 from guard.origin import Naming
 from tests.journald import until
 from tests.mta.test_delegation import REAL, changed
 
 POSTFIX = pwd.getpwnam(MAIL_OWNER)
+UNITS = Path(__file__).resolve().parents[2] / "units"
 DUNNO = b"action=DUNNO\n\n"
 ASK = """\
 import socket, sys
@@ -208,6 +210,40 @@ def test_a_folder_of_somebody_else_is_not_used(queue: Path) -> None:
         assert not list(elsewhere.iterdir())
     finally:
         site.service.stop(10)
+
+
+@pytest.mark.parametrize("folder", ["made by root", "missing"])
+def test_guardd_as_a_user_of_its_own(queue: Path, folder: str) -> None:
+    """Root makes the folder, by the line of units/; without it the remedy is told."""
+    path = queue / "smtp-guard/policy"
+    user = pwd.getpwnam("nobody").pw_uid
+    if folder == "made by root":
+        line = (UNITS / "smtp-guard-postfix.tmpfiles").read_text().splitlines()[-1]
+        _, _, mode, _, group, *_ = line.split()
+        path.parent.mkdir()
+        os.chown(path.parent, user, pwd.getpwnam(group).pw_gid)
+        path.parent.chmod(int(mode, 8))
+    child = os.fork()
+    if not child:
+        with contextlib.suppress(BaseException):
+            os.setgroups([])
+            os.setgid(user)
+            os.setuid(user)
+            os.umask(0o077)  # as the unit has it
+            try:
+                Listener(path).renew()
+            except MtaError as error:
+                os._exit(2 if "tmpfiles" in error.hint else 3)
+            os._exit(0)
+        os._exit(4)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if folder == "missing":
+        assert status == 2
+        return
+    assert status == 0
+    made = path.stat()
+    assert (made.st_uid, made.st_gid) == (user, POSTFIX.pw_gid)
+    assert stat.S_IMODE(made.st_mode) == 0o660
 
 
 def test_a_policy_may_move_and_end_it(site: Site) -> None:
