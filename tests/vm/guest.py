@@ -84,7 +84,7 @@ def run(image: Image, kernel: str, scenario: Path, checkout: Path, folder: Path)
     argv = [
         "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-no-reboot",
         "-display", "none", "-accel", "tcg,thread=multi", "-cpu", "max,cx16=off",
-        "-smp", "2", "-m", "1024",
+        "-smp", "2", "-m", "2048",
         *(word for port in ports for word in ("-serial", f"file:{port}")),
         "-drive", f"file={image.root},if=virtio,format=raw,snapshot=on,cache=unsafe",
         "-drive", f"file={checkout},if=virtio,format=raw,readonly=on",
