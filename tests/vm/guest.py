@@ -26,10 +26,14 @@ _COMMAND_LINE = (
 
 @dataclass(frozen=True)
 class Head:
-    """What the first lines of a scenario say: `# boot: bare`, `# seconds: 120`."""
+    """What the first lines of a scenario say: `# boot: bare`, `# seconds: 120`.
+
+    `# append: lockdown=integrity`, the kernel's own options, may be left out.
+    """
 
     boot: str
     seconds: int
+    append: str  # more for the kernel's command line
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ def head(scenario: Path) -> Head:
             fields[name] = value
         elif fields:
             break
-    return Head(fields["boot"], int(fields["seconds"]))
+    return Head(fields["boot"], int(fields["seconds"]), fields.get("append", ""))
 
 
 def checkout_disk(folder: Path) -> Path:
@@ -89,7 +93,8 @@ def run(image: Image, kernel: str, scenario: Path, checkout: Path, folder: Path)
         "-drive", f"file={image.root},if=virtio,format=raw,snapshot=on,cache=unsafe",
         "-drive", f"file={checkout},if=virtio,format=raw,readonly=on",
         "-kernel", str(image.kernel(kernel)), "-initrd", str(image.initrd(kernel)),
-        "-append", f"{_COMMAND_LINE} boot={wants.boot} scenario={scenario.name}",
+        "-append", f"{_COMMAND_LINE} boot={wants.boot} scenario={scenario.name} "
+        f"{wants.append}",
     ]  # fmt: skip
     began = time.monotonic()
     qemu = subprocess.Popen(argv, stdin=subprocess.DEVNULL)

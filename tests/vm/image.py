@@ -36,7 +36,7 @@ PACKAGES = (
     "util-linux", "procps", "bpftool",
     # what mail hosts have beside the guard
     "postfix", "swaks", "dbus", "firewalld", "conntrack", "ca-certificates",
-    "systemd-container", "uidmap", "slirp4netns", "passt",
+    "systemd-container", "uidmap", "slirp4netns", "passt", "python3-aiosmtpd",
     # the witness
     "python3-bpfcc",
 )  # fmt: skip
