@@ -28,6 +28,7 @@ STAGES = [
     "ringbuf",
     "tables",
     "checks",
+    "needs",
     "kernel",
     "lsm",
     "ring",

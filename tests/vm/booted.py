@@ -97,16 +97,25 @@ def start_guardd(policy: str = ENFORCE) -> None:
     shell("systemctl", "start", "smtp-guard.service")
 
 
-def rogue(name: str) -> int:
-    """Connect to MX4 in a unit of its own; give the errno, 0 is a connection."""
+def rogue(name: str, settings: str = "", first: str = "") -> int:
+    """Connect to MX4 in a unit of its own; give the errno, 0 is a connection.
+
+    settings are more lines of its [Service], first is Python to run before.
+    """
     program = UNITS / f"{name}.py"
+    command = f"{sys.executable} {program}"
     unit(
         f"{name}.service",
-        f"[Service]\nType=oneshot\nExecStart={sys.executable} {program}\n",
+        f"[Service]\nType=oneshot\nExecStart={command}\n{settings}\n",
     )
-    program.write_text(ROGUE)
-    subprocess.run(["systemctl", "start", f"{name}.service"], stderr=subprocess.DEVNULL)
-    return int(shell("systemctl", "show", "-P", "ExecMainStatus", f"{name}.service"))
+    program.write_text(first + ROGUE)
+    return ended(f"{name}.service")
+
+
+def ended(name: str) -> int:
+    """Start a oneshot unit, and give the exit status of its program."""
+    subprocess.run(["systemctl", "start", name], stderr=subprocess.DEVNULL)
+    return int(shell("systemctl", "show", "-P", "ExecMainStatus", name))
 
 
 def who_connected(*options: str) -> list[dict[str, Any]]:
