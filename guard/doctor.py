@@ -10,8 +10,6 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
-
 from guard import kernel
 from guard.abi import Mode
 from guard.checks import Check, State, good
@@ -33,7 +31,6 @@ def examine(pin_dir: Path) -> Iterator[Check]:
     yield from needs()
     yield _libbpf()
     yield _cgroup2()
-    yield from _cgroup1()
     yield _jit()
     yield _journald()
     yield from _guard(pin_dir)
@@ -57,20 +54,6 @@ def _cgroup2() -> Check:
         return good("cgroup2", f"mounted at {kernel.find_cgroup2()}")
     except KernelError as error:
         return Check("cgroup2", State.BAD, str(error), error.hint)
-
-
-def _cgroup1() -> Iterator[Check]:
-    """A socket can be in net_cls or in cgroup2, not in both, before 5.15."""
-    for part in psutil.disk_partitions(all=True):
-        options = part.opts.split(",")
-        if part.fstype == "cgroup" and {"net_cls", "net_prio"} & set(options):
-            yield Check(
-                "cgroup1",
-                State.WARN,
-                f"net_cls or net_prio is mounted at {part.mountpoint}",
-                "where a kernel before 5.15 uses them, sockets leave cgroup2 and the "
-                "guard: boot with cgroup_no_v1=net_cls,net_prio",
-            )
 
 
 def _jit() -> Check:
