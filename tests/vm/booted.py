@@ -97,25 +97,21 @@ def start_guardd(policy: str = ENFORCE) -> None:
     shell("systemctl", "start", "smtp-guard.service")
 
 
-def rogue(name: str, settings: str = "", first: str = "") -> int:
+def in_unit(name: str, *argv: str | Path, user: str = "root") -> int:
+    """Run a program in a unit of its own, to its end; give its exit status."""
+    how = ["systemd-run", "--quiet", "--wait", "--collect", f"--uid={user}"]
+    return subprocess.run([*how, f"--unit={name}.service", *argv]).returncode
+
+
+def rogue(name: str, first: str = "", user: str = "root") -> int:
     """Connect to MX4 in a unit of its own; give the errno, 0 is a connection.
 
-    settings are more lines of its [Service], first is Python to run before.
+    first is Python to run before.
     """
     program = UNITS / f"{name}.py"
-    command = f"{sys.executable} {program}"
-    unit(
-        f"{name}.service",
-        f"[Service]\nType=oneshot\nExecStart={command}\n{settings}\n",
-    )
+    UNITS.mkdir(parents=True, exist_ok=True)
     program.write_text(first + ROGUE)
-    return ended(f"{name}.service")
-
-
-def ended(name: str) -> int:
-    """Start a oneshot unit, and give the exit status of its program."""
-    subprocess.run(["systemctl", "start", name], stderr=subprocess.DEVNULL)
-    return int(shell("systemctl", "show", "-P", "ExecMainStatus", name))
+    return in_unit(name, sys.executable, program, user=user)
 
 
 def who_connected(*options: str) -> list[dict[str, Any]]:
