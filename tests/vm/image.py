@@ -34,10 +34,11 @@ PACKAGES = (
     "python3-hypothesis",
     "liburing-dev", "gcc", "libc6-dev", "nftables", "iptables",
     "util-linux", "procps", "bpftool",
-    # what mail hosts have beside the guard
+)  # fmt: skip
+# What mail hosts have beside the guard, and the witness of one scenario.
+BESIDE = (
     "postfix", "swaks", "dbus", "firewalld", "conntrack", "ca-certificates",
     "systemd-container", "uidmap", "slirp4netns", "passt", "python3-aiosmtpd",
-    # the witness
     "python3-bpfcc",
 )  # fmt: skip
 DRIVERS = ("virtio_pci", "virtio_blk", "ext4")
@@ -181,7 +182,7 @@ def _install(root: Path) -> None:
         "--aptopt=APT::Install-Recommends false",
         *(f"--dpkgopt=path-exclude=/{path}/*" for path in UNREAD[:3]),
         f"--essential-hook=echo {answers} | chroot \"$1\" debconf-set-selections",
-        f"--include={','.join(PACKAGES)}",
+        f"--include={','.join(PACKAGES + BESIDE)}",
         f"--customize-hook={FURNISH} \"$1\" {' '.join(KERNELS.values())}",
         SUITE, root, "-", text=sources(),
     )  # fmt: skip
