@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.vm.image import Image
+from tests.vm.image import KERNELS, Image
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 SCENARIOS = Path(__file__).with_name("scenarios")
@@ -28,12 +28,14 @@ _COMMAND_LINE = (
 class Head:
     """What the first lines of a scenario say: `# boot: bare`, `# seconds: 120`.
 
-    `# append: lockdown=integrity`, the kernel's own options, may be left out.
+    May be left out: `# append: lockdown=integrity`, the kernel's own options, and
+    `# kernels: 6.1`, where what it is about does not change with the kernel.
     """
 
     boot: str
     seconds: int
     append: str  # more for the kernel's command line
+    kernels: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,9 @@ def head(scenario: Path) -> Head:
             fields[name] = value
         elif fields:
             break
-    return Head(fields["boot"], int(fields["seconds"]), fields.get("append", ""))
+    kernels = fields["kernels"].split() if "kernels" in fields else KERNELS
+    append = fields.get("append", "")
+    return Head(fields["boot"], int(fields["seconds"]), append, tuple(kernels))
 
 
 def checkout_disk(folder: Path) -> Path:
