@@ -25,7 +25,7 @@ packages+=(
 # What reads the man pages, and the shells that complete.
 packages+=(fish man-db mandoc zsh)
 # What tests/vm makes and runs guests with.
-packages+=(e2fsprogs mmdebstrap qemu-system-x86)
+packages+=(dpkg-dev e2fsprogs mmdebstrap qemu-system-x86)
 # Not in Debian 12. Pinned: a new release must not turn a build red by itself.
 ruff=0.17.5
 

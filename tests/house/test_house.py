@@ -31,6 +31,7 @@ STAGES = [
     "ringbuf",
     "tables",
     "checks",
+    "needs",
     "kernel",
     "lsm",
     "ring",
