@@ -52,6 +52,54 @@ test-vm: setup ## in guests: other kernels, systemd; ARGS='-k object-loads'
 demo: setup ## a rogue script against a mail host, in network namespaces
 	@$(PYTHON) -m tests.lab.demo $(ARGS)
 
+# All packages are built from the sdist, so it is whole, and beside the checkout, so
+# nothing in it changes. By Debian's Python and tools; no .venv is needed.
+.PHONY: sdist
+sdist: ## dist/smtp-guard-VERSION.tar.gz, which builds all the others
+	rm -rf smtp_guard.egg-info dist/*.tar.gz # or what is gone is packed again
+	/usr/bin/python3 -c 'from setuptools.build_meta import build_sdist as build; \
+		build("dist")' >/dev/null
+
+.PHONY: wheel
+wheel: sdist ## dist/*.whl, with the compiled kernel programs inside
+	rm -f dist/*.whl
+	/usr/bin/python3 -m pip wheel --quiet --no-index --no-deps \
+		--no-build-isolation --wheel-dir dist dist/*.tar.gz
+
+.PHONY: deb
+deb: sdist ## dist/*.deb: apt install ./dist/smtp-guard_*.deb
+	rm -rf build/deb dist/*.deb
+	mkdir -p build/deb/source
+	tar -xf dist/*.tar.gz --strip-components 1 -C build/deb/source
+	cd build/deb/source && dpkg-buildpackage --build=binary --no-sign
+	mv build/deb/*.deb dist
+
+# --nodeps: what it needs to be built has other names on other distributions.
+.PHONY: rpm
+rpm: sdist ## dist/*.rpm, for distributions that have it, from smtp-guard.spec
+	rm -rf build/rpm dist/*.rpm
+	rpmbuild -tb --nodeps --define '_topdir $(CURDIR)/build/rpm' dist/*.tar.gz
+	mv build/rpm/RPMS/*/*.rpm dist
+
+# What packages have besides Python modules; UNIT_DIR and MODULES are theirs to say.
+UNIT_DIR = /usr/lib/systemd/system
+MODULES = /usr/lib/smtp-guard
+PUT = install -D -m 644 -t $(DESTDIR)
+.PHONY: install-data
+install-data:
+	$(PUT)/usr/share/smtp-guard/policies policies/*.toml
+	$(PUT)$(UNIT_DIR) units/*.service
+	$(PUT)/usr/lib/systemd/catalog units/smtp-guard.catalog
+	install -d $(DESTDIR)/usr/bin $(DESTDIR)/usr/sbin
+	$(call program,guardctl,guard.cli.main,/usr/bin)
+	$(call program,guardd,guard.daemon,/usr/sbin)
+
+define program
+sed 's|@program@|$(1)|; s|@module@|$(2)|; s|@library@|$(MODULES)|' \
+	units/program.in >$(DESTDIR)$(3)/$(1)
+chmod 755 $(DESTDIR)$(3)/$(1)
+endef
+
 .PHONY: bench
 bench: setup ## the figures of docs/, measured on this machine
 	@$(PYTHON) -m tests.bench $(ARGS)

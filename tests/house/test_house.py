@@ -21,6 +21,7 @@ GENERATED = re.compile(
 STAGES = [
     "errors",
     "text",
+    "child",
     "abi",
     "event",
     "policy",
@@ -69,7 +70,8 @@ LONGER = {
     "bpf/guard.h": 380,  # the contract, which both sides read as one
 }
 
-NO_SPDX = {".md", ".gitignore", "LICENSE", ".json"}
+# Formats that have no comments, or a licence for a content.
+NO_SPDX = {".md", ".gitignore", "LICENSE", ".json", "changelog", "format"}
 
 
 def files() -> Iterator[Path]:
