@@ -48,7 +48,7 @@ def venv(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run(
         ["/usr/bin/python3", "-m", "venv", "--system-site-packages", venv], check=True
     )
-    pip = [venv / "bin/python", "-m", "pip", "install", "-q"]
+    pip: list[str | Path] = [venv / "bin/python", "-m", "pip", "install", "-q"]
     subprocess.run([*pip, "--no-index", "--no-deps", wheel], check=True)
     return venv / "bin"
 
