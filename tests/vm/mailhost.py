@@ -34,7 +34,8 @@ HOST = "host.example.net"
 # Nothing of these is there once the package is purged.
 TRACES = (
     *("/etc/smtp-guard", "/usr/lib/smtp-guard", "/usr/share/smtp-guard"),
-    *("/run/smtp-guard", "/sys/fs/bpf/smtp-guard", "/usr/bin/guardctl"),
+    *("/run/smtp-guard", "/var/lib/smtp-guard", "/sys/fs/bpf/smtp-guard"),
+    *("/usr/bin/guardctl", "/usr/sbin/guardd"),
     *("/etc/systemd/system/*/smtp-guard*", "/lib/systemd/system/smtp-guard*"),
     "/var/lib/systemd/deb-systemd-helper-enabled/*/smtp-guard*",
 )
@@ -115,7 +116,7 @@ def mail_host() -> Iterator[None]:
     Path("/etc/resolv.conf").unlink(missing_ok=True)
     Path("/etc/resolv.conf").write_text("nameserver 127.0.0.1\n")
     shell(
-        *("openssl", "req", "-quiet", "-x509", "-nodes", "-newkey", "rsa:2048"),
+        *("openssl", "req", "-x509", "-nodes", "-newkey", "rsa:2048"),
         *("-subj", "/CN=mx.example.org", "-keyout", MX_PEM, "-out", f"{MX_PEM}.crt"),
     )
     with MX_PEM.open("ab") as pem:
