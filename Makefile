@@ -81,23 +81,35 @@ rpm: sdist ## dist/*.rpm, for distributions that have it, from smtp-guard.spec
 	rpmbuild -tb --nodeps --define '_topdir $(CURDIR)/build/rpm' dist/*.tar.gz
 	mv build/rpm/RPMS/*/*.rpm dist
 
-# What packages have besides Python modules; UNIT_DIR and MODULES are theirs to say.
+# What packages have besides Python modules, and where it goes.
 UNIT_DIR = /usr/lib/systemd/system
+ZSH_DIR = /usr/share/zsh/vendor-completions
 MODULES = /usr/lib/smtp-guard
-PUT = install -D -m 644 -t $(DESTDIR)
 .PHONY: install-data
 install-data:
-	$(PUT)/usr/share/smtp-guard/policies policies/*.toml
-	$(PUT)$(UNIT_DIR) units/*.service
-	$(PUT)/usr/lib/systemd/catalog units/smtp-guard.catalog
-	install -d $(DESTDIR)/usr/bin $(DESTDIR)/usr/sbin
-	$(call program,guardctl,guard.cli.main,/usr/bin)
-	$(call program,guardd,guard.daemon,/usr/sbin)
+	$(call put,/usr/share/smtp-guard/policies,policies/*.toml)
+	$(call put,/usr/lib/systemd/catalog,units/*.catalog)
+	$(call put,$(UNIT_DIR),units/*.service)
+	$(call put_as,/usr/lib/sysusers.d/smtp-guard.conf,units/smtp-guard.sysusers)
+	$(call put_as,/usr/lib/tmpfiles.d/smtp-guard.conf,units/smtp-guard.tmpfiles)
+	$(call put,/usr/share/man/man1,docs/man/*.1)
+	$(call put,/usr/share/man/man5,docs/man/*.5)
+	$(call put,/usr/share/man/man7,docs/man/*.7)
+	$(call put,/usr/share/man/man8,docs/man/*.8)
+	$(call put,/usr/share/fish/vendor_completions.d,docs/completion/*.fish)
+	$(call put,$(ZSH_DIR),docs/completion/_*)
+	$(call put_as,$(BASH_DIR)/guardctl,docs/completion/guardctl.bash)
+	$(call put_as,$(BASH_DIR)/guardd,docs/completion/guardd.bash)
+	$(call program,/usr/bin/guardctl,guard.cli.main)
+	$(call program,/usr/sbin/guardd,guard.daemon)
+BASH_DIR = /usr/share/bash-completion/completions
 
+put = $(if $(wildcard $(2)),install -D -m 644 -t $(DESTDIR)$(1) $(wildcard $(2)))
+put_as = $(if $(wildcard $(2)),install -D -m 644 -T $(2) $(DESTDIR)$(1))
 define program
-sed 's|@program@|$(1)|; s|@module@|$(2)|; s|@library@|$(MODULES)|' \
-	units/program.in >$(DESTDIR)$(3)/$(1)
-chmod 755 $(DESTDIR)$(3)/$(1)
+install -D -m 755 -T units/program.in $(DESTDIR)$(1)
+sed -i 's|@program@|$(notdir $(1))|; s|@module@|$(2)|; s|@library@|$(MODULES)|' \
+	$(DESTDIR)$(1)
 endef
 
 .PHONY: bench
