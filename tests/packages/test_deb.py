@@ -18,6 +18,7 @@ ANY = (
     r"/usr/(bin/guardctl|sbin/guardd)",
     r"/usr/lib/smtp-guard/guard/.*(\.py|\.bpf\.o)",
     r"/usr/share/smtp-guard/policies/[\w-]+\.toml",
+    r"/usr/share/smtp-guard/examples/[\w.-]+",
     r"/lib/systemd/system/smtp-guard[\w-]*\.service",
     r"/usr/lib/(sysusers|tmpfiles)\.d/smtp-guard\.conf",
     r"/usr/lib/systemd/catalog/smtp-guard\.catalog",
@@ -52,7 +53,7 @@ def test_lintian_finds_no_error(deb: Path) -> None:
 def test_everything_of_the_checkout_is_in_it(tree: Path) -> None:
     inside = contents(tree)
     modules = "/usr/lib/smtp-guard"
-    wanted = {f"{modules}/guard/{name}.bpf.o" for name in ("guard", "lsm")}
+    wanted = {f"{modules}/guard/{path.stem}.o" for path in CHECKOUT.glob("bpf/*.bpf.c")}
     for pattern, folder in (
         ("guard/**/*.py", modules),
         ("policies/*.toml", "/usr/share/smtp-guard"),

@@ -28,7 +28,9 @@ def test_it_has_the_modules_objects_and_programs(rpm: Path) -> None:
     wanted = {
         f"{modules}/{p.relative_to(CHECKOUT)}" for p in CHECKOUT.glob("guard/**/*.py")
     }
-    wanted |= {f"{modules}/guard/{name}.bpf.o" for name in ("guard", "lsm")}
+    wanted |= {
+        f"{modules}/guard/{path.stem}.o" for path in CHECKOUT.glob("bpf/*.bpf.c")
+    }
     wanted |= {"/usr/bin/guardctl", "/usr/sbin/guardd"}
     assert not wanted - inside
 

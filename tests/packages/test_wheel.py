@@ -37,7 +37,7 @@ def test_the_wheel_has_all_modules_policies_and_the_objects(wheel: Path) -> None
     modules = {str(p.relative_to(CHECKOUT)) for p in CHECKOUT.glob("guard/**/*.py")}
     policies = {f"guard/policies/{p.name}" for p in CHECKOUT.glob("policies/*.toml")}
     assert policies
-    objects = {"guard/guard.bpf.o", "guard/lsm.bpf.o"}
+    objects = {f"guard/{path.stem}.o" for path in CHECKOUT.glob("bpf/*.bpf.c")}
     assert modules | policies | objects <= packed
 
 

@@ -11,6 +11,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 import uuid
@@ -60,11 +61,6 @@ listen on localhost
 action "out" relay host "smtp://{MX4}"
 match from local for any action "out"
 """
-SENDMAIL = f"""\
-define(`SMART_HOST', `[{MX4}]')dnl
-FEATURE(`nocanonify')dnl
-FEATURE(`accept_unresolvable_domains')dnl
-"""
 
 
 def _postfix() -> None:
@@ -88,10 +84,9 @@ def _opensmtpd() -> None:
 
 
 def _sendmail() -> None:
-    config = Path("/etc/mail/sendmail.mc")
-    head, mailer, rest = config.read_text().partition("MAILER_DEFINITIONS")
-    config.write_text(head + SENDMAIL + mailer + rest)
-    shell("make", "-C", "/etc/mail", "sendmail.cf")
+    config = Path("/etc/mail/sendmail.cf")
+    relay = re.sub("(?m)^DS.*$", f"DS[{MX4}]", config.read_text())
+    config.write_text(relay)
     shell("systemctl", "restart", "sendmail.service")
 
 
@@ -112,9 +107,11 @@ def mail_host() -> Iterator[None]:
     os.environ["DEBIAN_FRONTEND"] = "noninteractive"
     shell("hostname", HOST)
     Path("/etc/mailname").write_text(f"{HOST}\n")
-    Path("/etc/hosts").write_text(f"127.0.0.1 {HOST} localhost\n::1 localhost\n")
-    Path("/etc/resolv.conf").unlink(missing_ok=True)
-    Path("/etc/resolv.conf").write_text("nameserver 127.0.0.1\n")
+    # sendmail(8) asks for the names of recipients, wherever their mail goes.
+    names = f"127.0.0.1 {HOST} localhost\n::1 localhost\n{MX4} example.org\n"
+    Path("/etc/hosts").write_text(names)
+    lookup = Path("/etc/nsswitch.conf")
+    lookup.write_text(re.sub("(?m)^hosts:.*$", "hosts: files", lookup.read_text()))
     shell(
         *("openssl", "req", "-x509", "-nodes", "-newkey", "rsa:2048"),
         *("-subj", "/CN=mx.example.org", "-keyout", MX_PEM, "-out", f"{MX_PEM}.crt"),
