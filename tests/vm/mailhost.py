@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A mail host with the package: one of Debian's mail servers, and a way out for it.
 
-For scenarios under systemd. What runs here is what apt installed: neither PATH nor
-PYTHONPATH leads to the checkout, from where only this module is.
+For scenarios under systemd. What they run is what apt installed: neither PATH nor
+PYTHONPATH leads to the checkout any more, from where only this module is.
 """
 
 from __future__ import annotations
@@ -99,12 +99,17 @@ MAIL_SERVERS: dict[str, tuple[str, Callable[[], None]]] = {
 }
 
 
-@contextlib.contextmanager
-def mail_host() -> Iterator[None]:
-    """Be a host with a name, no name server, and an MX that takes every message."""
+def leave_the_checkout() -> None:
+    """From here on run what apt installed."""
     os.environ["PATH"] = "/usr/sbin:/usr/bin:/sbin:/bin"
     os.environ.pop("PYTHONPATH", None)
     os.environ["DEBIAN_FRONTEND"] = "noninteractive"
+
+
+@contextlib.contextmanager
+def mail_host() -> Iterator[None]:
+    """Be a host with a name, no name server, and an MX that takes every message."""
+    leave_the_checkout()
     shell("hostname", HOST)
     Path("/etc/mailname").write_text(f"{HOST}\n")
     # sendmail(8) asks for the names of recipients, wherever their mail goes.
