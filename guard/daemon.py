@@ -40,6 +40,7 @@ from guard.force import (
     refusal_notice,
 )
 from guard.hosts import AddressNews, own_addresses
+from guard.makers import Makers
 from guard.policy import DEFAULT_FILE, Policy, load, refresh
 from guard.preexisting import Before
 from guard.scribe import Scribe
@@ -84,7 +85,8 @@ class Daemon(Service):
         self._refused = started.refused is not None
         self._scribe = Scribe(self._guard, self._naming, self.echo)
         self._scribe.start()
-        self._witness = Witness(self._naming, self._scribe.tell)
+        makers = Makers(self._guard)
+        self._witness = Witness(self._naming, self._scribe.tell, makers)
         if started.policy:
             self.heed(started.policy)
         for notice in (*changed, *started.notices(options.policy)):

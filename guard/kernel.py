@@ -35,6 +35,7 @@ OBJECT = Path(__file__).with_name("guard.bpf.o")
 HOOKS = {
     "guard_sockops": 3,
     "guard_release": 34,
+    "guard_create": 2,
     "guard_peername4": 29,
     "guard_peername6": 30,
     "guard_connect4": 10,

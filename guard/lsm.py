@@ -25,7 +25,8 @@ from guard.kernel import Guard, pin_anew
 
 OBJECT = Path(__file__).with_name("lsm.bpf.o")
 HOOKS = (
-    *("lsm_connect", "lsm_sendmsg", "lsm_bpf", "lsm_mmap"),
+    *("lsm_connect", "lsm_sendmsg", "lsm_create", "lsm_free"),
+    *("lsm_bpf", "lsm_mmap"),
     *("lsm_unlink", "lsm_rmdir", "lsm_rename", "lsm_umount"),
 )
 _HAND_RUN = ("lsm_enrol", "lsm_remember")

@@ -41,6 +41,8 @@ MAPS = {
     "owners": "owners",
     "attempts": "attempts",
     "folds": "folds",
+    "makers": "makers",
+    ".data.closed": "closed",
     "conns": "conns",
 }
 # The maps that hold a policy's rows, and the type of their keys.

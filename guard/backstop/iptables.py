@@ -61,6 +61,12 @@ class Iptables:
         """Give what is in force, as text that only changes when that does."""
         return self._ask("state")
 
+    def what(self, state: str) -> str:
+        """Say what somebody did, by the state it left."""
+        if any(line.split(" ", 3)[2] == "behind" for line in state.splitlines()):
+            return "put rules of others before"
+        return "changed" if state else "flushed"
+
     def remove(self) -> bool:
         """Take the chains out; False: there were none."""
         there = bool(self.state())

@@ -76,7 +76,10 @@ class Journal:
         return reader
 
     def _match(self, reader: Any, matches: Sequence[str]) -> None:
-        """Ask for (a trusted writer) and (ours) and (all of matches)."""
+        """Ask for (a trusted writer) and (ours) and (all of matches).
+
+        "+" among these parts alternatives.
+        """
         for number, trusted in enumerate(self._trusted):
             if number:
                 reader.add_disjunction()
@@ -85,7 +88,10 @@ class Journal:
         if not matches:  # any other names a field that only we have
             reader.add_match(f"SYSLOG_IDENTIFIER={IDENTIFIER}")
         for match in matches:
-            reader.add_match(match.encode("utf-8", "surrogateescape"))
+            if match == "+":
+                reader.add_disjunction()
+            else:
+                reader.add_match(match.encode("utf-8", "surrogateescape"))
 
     def forward(
         self, matches: Sequence[str], since_us: int, until_us: int

@@ -33,11 +33,13 @@ STAGES = [
     "kernel",
     "lsm",
     "ring",
+    "makers",
     "finding",
     "origin",
     "procfs",
     "message",
     "touched",
+    "lists",
     "journal",
     "receipts",
     "delivery",
@@ -67,7 +69,8 @@ CORPUS = CHECKOUT / "tests/fuzz/corpus"
 PYTHON_LINES, C_LINES = 450, 300
 # Longer, and why: one thing with no seam to cut it at.
 LONGER = {
-    "bpf/guard.h": 380,  # the contract, which both sides read as one
+    "bpf/guard.h": 400,  # the contract, which both sides read as one
+    "guard/abi.py": 470,  # and its mirror
 }
 
 # Formats that have no comments, or a licence for a content.
