@@ -94,7 +94,8 @@ class Iptables:
         if "error" in answer:
             raise BackstopError(
                 f"iptables: {answer['error']}",
-                hint="has this kernel legacy iptables? iptables-legacy -L tells",
+                hint="has this kernel legacy iptables? iptables-legacy -L tells; "
+                "guardd's unit takes smtp-guard-iptables.conf for it",
             )
         return str(answer["state"])
 

@@ -15,11 +15,11 @@ from systemd import _reader
 
 from guard.errors import JournalError
 from guard.journal import IDENTIFIER
+from guard.privileges import ACCOUNT
 
 Entry: TypeAlias = dict[str, Any]  # bytes, or a list of them for a field given twice
 
-SERVICE = "smtp-guard.service"
-ACCOUNT = "smtp-guard"
+SERVICES = ("smtp-guard.service", "smtp-guard-load.service")
 
 # An entry is written after its connect(): at once, or when guardd is back. The
 # ring keeps what happened meanwhile, so --until looks so much further.
@@ -31,9 +31,9 @@ def writers(foreign: bool) -> list[str]:
 
     Any user may send journald an entry with our MESSAGE_ID; fields that begin
     with an underscore are journald's own and cannot be sent. Trusted are root,
-    the unit's processes, and on this host the account guardd runs as.
+    our units' processes, and on this host the account guardd runs as.
     """
-    trusted = ["_UID=0", f"_SYSTEMD_UNIT={SERVICE}"]
+    trusted = ["_UID=0", *(f"_SYSTEMD_UNIT={unit}" for unit in SERVICES)]
     if not foreign:
         with contextlib.suppress(KeyError):
             trusted.append(f"_UID={pwd.getpwnam(ACCOUNT).pw_uid}")

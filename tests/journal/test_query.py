@@ -300,5 +300,7 @@ def test_the_guards_own_account_is_trusted_on_its_own_host_only(
     assert "_UID=65534" in writers(foreign=False)
     assert "_UID=65534" not in writers(foreign=True)
     monkeypatch.setattr("guard.query.entries.ACCOUNT", "no-such-account")
-    always = ["_UID=0", "_SYSTEMD_UNIT=smtp-guard.service"]
+    always = ["_UID=0"]
+    for name in ("smtp-guard", "smtp-guard-load"):
+        always.append(f"_SYSTEMD_UNIT={name}.service")
     assert writers(foreign=False) == writers(foreign=True) == always
