@@ -89,13 +89,13 @@ static __noinline int mark_judged(struct bpf_sock_addr *ctx,
 static __noinline int on_connect(struct bpf_sock_addr *ctx, u32 slot,
 				 struct where *where)
 {
-	u32 burst, often = 0, repeat = 0, refuse;
+	u32 repeat = 0, refuse;
 	struct decision decision = {};
 	const struct policy *policy;
 	struct fold_key key;
 	struct fold *row = 0;
 	struct conn *conn;
-	u64 now;
+	u64 now = 0, often = 0;
 
 	policy = bpf_map_lookup_elem(&policies, &slot);
 	if (!policy)
@@ -112,17 +112,13 @@ static __noinline int on_connect(struct bpf_sock_addr *ctx, u32 slot,
 	refuse = decision.verdict == VERDICT_DENY &&
 		 policy->mode != MODE_OBSERVE;
 
-	burst = decision.verdict == VERDICT_DENY ? policy->denied_burst :
-						   policy->passed_burst;
 	if (policy->window_ns && !decision.quiet) {
 		now = bpf_ktime_get_boot_ns();
 		fold_key(&key, policy, where, now, &decision);
-		row = bpf_map_lookup_elem(&folds, &key);
+		row = find_fold(&key, policy, where, &decision, &often);
 		if (row) {
 			fold_repeat(row, now);
 			repeat = 1;
-		} else {
-			often = attempts_before(&key) >= burst;
 		}
 		if (repeat && refuse)
 			return REFUSE;
@@ -137,11 +133,12 @@ static __noinline int on_connect(struct bpf_sock_addr *ctx, u32 slot,
 			report_without_storage(ctx, policy, where, &decision);
 		goto out;
 	}
+	conn->fold.folded = often; /* in memory, see report_denied() */
 	fill_event(bpf_get_netns_cookie(ctx), &conn->fold.first, policy, where,
 		   &decision);
 	if (out_of_room(ctx->sk))
 		conn->fold.first.flags |= FLAG_NO_ROOM;
-	if (often)
+	if (conn->fold.folded)
 		repeat = fold_begin(&key, conn, now);
 
 	conn->report = REPORT_SILENT;

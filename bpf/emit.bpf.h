@@ -57,6 +57,20 @@ static __always_inline void fold_key(struct fold_key *key,
 	__builtin_memcpy(key->address, where->address, 16);
 }
 
+/* The same for all its destinations; the port stays, rules name it. */
+static __always_inline void to_anywhere(struct fold_key *key)
+{
+	key->direction |= FOLD_MANY;
+	__builtin_memset(key->address, 0, sizeof(key->address));
+}
+
+static __always_inline void to_one(struct fold_key *key,
+				   const struct where *where)
+{
+	key->direction = where->direction;
+	__builtin_memcpy(key->address, where->address, 16);
+}
+
 /* How often this identity has tried before within the window. */
 static __always_inline u64 attempts_before(const struct fold_key *key)
 {
@@ -77,15 +91,54 @@ static __always_inline void fold_repeat(struct fold *row, u64 now)
 	count(COUNT_FOLDED);
 }
 
+/*
+ * Where an attempt is only counted; none: it is reported, unless its row is to begin
+ * (*begin), by the key that is left in *key. Denied ones also have a row for many
+ * destinations: who tries thousands of addresses is a finding, not thousands.
+ */
+static __always_inline struct fold *find_fold(struct fold_key *key,
+					      const struct policy *policy,
+					      const struct where *where,
+					      const struct decision *decision,
+					      u64 *begin)
+{
+	u32 burst = policy->passed_burst;
+	struct fold *row = bpf_map_lookup_elem(&folds, key);
+
+	*begin = 0;
+	if (row)
+		return row;
+	if (decision->verdict == VERDICT_DENY) {
+		burst = policy->denied_burst;
+		to_anywhere(key);
+		row = bpf_map_lookup_elem(&folds, key);
+		if (row)
+			return row;
+		if (attempts_before(key) >= (u64)(burst ?: 1) * MANY_BURSTS) {
+			*begin = 1;
+			return 0;
+		}
+		to_one(key, where);
+	}
+	*begin = attempts_before(key) >= burst;
+	return 0;
+}
+
 /* Only count an attempt, the first such; 0: no room, it makes an event. */
 static __always_inline int fold_begin(struct fold_key *key, struct conn *conn,
 				      u64 now)
 {
 	struct fold *row;
 
+	int full;
+
 	conn->fold.folded = 1;
 	conn->fold.last_ns = now;
-	if (!bpf_map_update_elem(&folds, key, &conn->fold, BPF_NOEXIST)) {
+	if (key->direction & FOLD_MANY)
+		conn->fold.first.flags |= FLAG_MANY;
+	full = bpf_map_update_elem(&folds, key, &conn->fold, BPF_NOEXIST);
+	conn->fold.first.flags &= ~FLAG_MANY; /* of the row, not of this one */
+	if (!full) {
 		count(COUNT_FOLDED);
 		return 1;
 	}

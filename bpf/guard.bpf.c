@@ -7,6 +7,10 @@
  *  guard_peername4, 6  a redirected program sees the peer it asked for
  *  guard_release       report what was let pass and never sent a SYN
  *
+ * And beside it, for packets that no connection sends:
+ *
+ *  guard_create        remember who made a raw socket; guard_release, its end
+ *
  * Each but the last begins with one compare of the port against
  * control.unguarded, or its like control.unfollowed: that is all a connection to
  * any other port pays. A socket that is released has no port any more; there its
@@ -14,6 +18,7 @@
  */
 #include "byhand.bpf.h"
 #include "follow.bpf.h"
+#include "makers.bpf.h"
 
 char LICENSE[] SEC("license") = "GPL";
 
@@ -128,6 +133,10 @@ SEC("cgroup/sock_release") int guard_release(struct bpf_sock *ctx)
 {
 	struct conn *conn;
 
+	if (ctx->type == SOCK_RAW) {
+		maker_closed(bpf_get_socket_cookie(ctx));
+		return 1;
+	}
 	if (ctx->type != SOCK_STREAM ||
 	    (ctx->state != BPF_TCP_CLOSE && ctx->state != BPF_TCP_SYN_SENT &&
 	     ctx->state != BPF_TCP_LISTEN))
@@ -135,5 +144,22 @@ SEC("cgroup/sock_release") int guard_release(struct bpf_sock *ctx)
 	conn = bpf_sk_storage_get(&conns, ctx, 0, 0);
 	if (conn)
 		flush_held(conn);
+	return 1;
+}
+
+/* The kernel asks for every socket of IPv4 and IPv6; most end at the first test. */
+SEC("cgroup/sock_create") int guard_create(struct bpf_sock *ctx)
+{
+	struct maker *row;
+
+	if (ctx->type != SOCK_RAW)
+		return 1;
+	row = new_maker(bpf_get_socket_cookie(ctx), bpf_get_netns_cookie(ctx));
+	if (row) {
+		row->family = ctx->family;
+		row->protocol = ctx->protocol;
+		row->socket = socket_inode(
+			BPF_CORE_READ((struct sock *)ctx, sk_socket));
+	}
 	return 1;
 }

@@ -16,7 +16,7 @@
 #ifndef GUARD_H
 #define GUARD_H
 
-#define GUARD_ABI 2
+#define GUARD_ABI 3
 
 #define MAX_ROWS 512  /* rule rows a policy may need; a rule takes one a unit */
 #define MASK_WORDS 8  /* MAX_ROWS / 64 */
@@ -25,6 +25,7 @@
 #define NAME_LEN 64   /* a path component a rule can name, with its NUL */
 #define COMM_LEN 16   /* TASK_COMM_LEN, include/linux/sched.h */
 #define ANCESTORS 8   /* parents recorded with an event */
+#define MANY_BURSTS 20	  /* reports of one identity a window, in bursts */
 #define COMPONENT_LEN 256 /* NAME_MAX and its NUL */
 /* Limits of the texts. Paths: components, leaf first, a NUL after each. */
 #define EXE_LEN 512
@@ -55,6 +56,7 @@ enum event_kind {
 		2, /* the end of a connection whose EVENT_CONNECT was sent */
 	EVENT_TAMPER = 3, /* somebody reached for the guard itself, see act */
 	EVENT_KEEPER = 4, /* a process said that it is one of our programs */
+	EVENT_MAKER = 5,  /* only in struct maker, in no ring */
 };
 
 /* What was reached for: struct event.act of EVENT_TAMPER. */
@@ -102,6 +104,7 @@ enum event_flag {
 	FLAG_NO_ROOM = 1 << 12, /* denied: it left no room for its record */
 	FLAG_FOREIGN_MOUNTS = 1 << 13, /* a path was made up by a user */
 	FLAG_LSM = 1 << 14,	       /* denied by the lock in the LSM */
+	FLAG_MANY = 1 << 15, /* a sum over destinations: dst is the first */
 };
 
 enum dimension {
@@ -139,12 +142,14 @@ enum counter {
 	COUNT_LOCAL = 12, /* judged with DIRECTION_LOCAL (any verdict) */
 	COUNT_NO_STORAGE =
 		13, /* socket storage refused; event sent without port */
-	COUNT_NO_OWNER = 14, /* owners map full: connection not in it */
-	COUNT_NO_FOLD = 15,  /* folds map full: repeat sent as an event */
-	COUNT_NO_MARK = 16,  /* let pass, but the socket took no mark */
-	COUNT_TOUCHED = 17, /* EVENT_TAMPER, EVENT_KEEPER: into the ring */
+	COUNT_NO_OWNER = 14,	 /* owners map full: connection not in it */
+	COUNT_NO_FOLD = 15,	 /* folds map full: repeat sent as an event */
+	COUNT_NO_MARK = 16,	 /* let pass, but the socket took no mark */
+	COUNT_TOUCHED = 17,	 /* EVENT_TAMPER, EVENT_KEEPER: into the ring */
 	COUNT_LOST_TOUCHED = 18, /* and those for which it was full */
-	COUNTERS = 19,
+	COUNT_NO_MAKER =
+		19, /* makers map full: a socket's maker is not in it */
+	COUNTERS = 20,
 };
 
 struct mask {
@@ -316,7 +321,11 @@ struct owner_key {
 	struct endpoint dst; /* as in the packets: a redirect's target */
 };
 
-/* Repeats of one identity + verdict + destination within one window. */
+/*
+ * Repeats of one identity + verdict + destination within one window; FOLD_MANY in
+ * direction, and no address: of all its destinations that have no row.
+ */
+#define FOLD_MANY 0x80
 struct fold_key {
 	unsigned long long window; /* number since boot: time / window_ns */
 	unsigned long long start_ns;
@@ -334,6 +343,20 @@ struct fold {
 	unsigned long long folded; /* connects that made no event */
 	unsigned long long last_ns;
 	struct event first; /* of those */
+};
+
+/*
+ * Who made a socket that can send packets of its own making, and so needs no
+ * connect(): raw sockets, and packet sockets where the LSM tells of them. The
+ * event has the maker, time_ns of then, and ended_ns: when it was closed, or 0.
+ */
+struct maker {
+	unsigned long long socket; /* inode, as in /proc/net/raw */
+	unsigned int family;	   /* AF_INET, AF_INET6, AF_PACKET */
+	unsigned int protocol;
+	unsigned int fsuid; /* what netfilter says of its packets */
+	unsigned int fsgid;
+	struct event event;
 };
 
 /* ---- arguments of the two programs that user space runs by hand */

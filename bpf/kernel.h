@@ -23,7 +23,9 @@ typedef unsigned long long u64;
 #define FMODE_EXEC 0x20	      /* include/linux/fs.h: opened to be executed */
 #define PF_KTHREAD 0x00200000 /* include/linux/sched.h */
 #define AF_INET 2
+#define AF_PACKET 17
 #define SOCK_STREAM 1
+#define SOCK_RAW 3
 #define ECONNREFUSED 111
 #define ETIMEDOUT 110
 #define EBADF 9
@@ -124,6 +126,8 @@ struct cred {
 	kuid_t gid; /* a kgid_t: one number as well */
 	kuid_t euid;
 	kuid_t egid;
+	kuid_t fsuid;
+	kuid_t fsgid;
 };
 
 struct kernfs_node {
@@ -199,10 +203,15 @@ typedef struct {
 	struct net *net;
 } possible_net_t;
 
+typedef struct {
+	long counter;
+} atomic64_t;
+
 struct sock_common {
 	u16 skc_family;
 	unsigned long skc_flags;
 	possible_net_t skc_net;
+	atomic64_t skc_cookie; /* 0: none was asked for */
 };
 
 struct sock_cgroup_data {
@@ -218,12 +227,18 @@ struct sock {
 	atomic_t sk_omem_alloc; /* its own options, filters, keys */
 	int sk_err;
 	u16 sk_protocol;
+	struct socket *sk_socket;
 	struct sock_cgroup_data sk_cgrp_data;
 };
 
 struct socket {
 	short type;
 	struct sock *sk;
+};
+
+struct socket_alloc {
+	struct socket socket;
+	struct inode vfs_inode;
 };
 
 struct msghdr {

@@ -5,6 +5,8 @@
  *
  *  lsm_connect   connect() that no connect program will see is judged
  *  lsm_sendmsg   likewise a connection that MSG_FASTOPEN makes
+ *  lsm_create    remember who made a packet socket: no cgroup program is asked
+ *  lsm_free      and its end
  *  lsm_bpf       our maps and links are ours alone to change
  *  lsm_mmap      likewise through memory
  *  lsm_unlink, lsm_rmdir, lsm_rename   our pins stay
@@ -15,6 +17,7 @@
  *  lsm_enrol     the caller is one of our programs, which is recorded
  *  lsm_remember  an open file of the caller's is one of our things
  */
+#include "makers.bpf.h"
 #include "second.bpf.h"
 #include <bpf/bpf_tracing.h>
 
@@ -35,6 +38,35 @@ int BPF_PROG(lsm_sendmsg, struct socket *sock, struct msghdr *msg)
 	if (!(BPF_CORE_READ(msg, msg_flags) & MSG_FASTOPEN))
 		return 0;
 	return on_unseen(sock, BPF_CORE_READ(msg, msg_name));
+}
+
+SEC("lsm/socket_post_create")
+int BPF_PROG(lsm_create, struct socket *sock, int family, int type,
+	     int protocol, int kern)
+{
+	struct sock *sk;
+	struct maker *row;
+
+	if (family != AF_PACKET || kern)
+		return 0;
+	sk = sock->sk;
+	if (!sk)
+		return 0;
+	row = new_maker(bpf_get_socket_cookie(sk),
+			BPF_CORE_READ(sk, __sk_common.skc_net.net, net_cookie));
+	if (row) {
+		row->family = AF_PACKET;
+		row->protocol = bpf_ntohs(protocol);
+		row->socket = socket_inode(sock);
+	}
+	return 0;
+}
+
+SEC("lsm/sk_free_security") int BPF_PROG(lsm_free, struct sock *sk)
+{
+	if (BPF_CORE_READ(sk, __sk_common.skc_family) == AF_PACKET)
+		maker_closed(BPF_CORE_READ(sk, __sk_common.skc_cookie.counter));
+	return 0;
 }
 
 static __always_inline int reach(union bpf_attr *attr, u32 offset, u32 thing,

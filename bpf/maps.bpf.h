@@ -136,6 +136,27 @@ struct {
 	__type(value, struct fold);
 } folds SEC(".maps");
 
+/*
+ * Who made a socket that needs no connect(), by its cookie: those that are open, and
+ * the last that were closed. A row is 3.2 KB and stands for a socket: most hosts
+ * have none or two.
+ */
+#define CLOSED_KEPT 256
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1024 + CLOSED_KEPT);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, u64);
+	__type(value, struct maker);
+} makers SEC(".maps");
+
+/* Written by the kernel alone. */
+struct {
+	u64 count;		 /* sockets that were closed */
+	u64 cookie[CLOSED_KEPT]; /* of the last of them: number % CLOSED_KEPT */
+	struct maker blank;	 /* what a row begins as; never written */
+} closed SEC(".data.closed");
+
 /* Whether a connection's EVENT_CONNECT went out. */
 enum report {
 	REPORT_NONE = 0,

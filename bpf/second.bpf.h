@@ -112,16 +112,15 @@ static __noinline int report_denied(u64 netns, const struct policy *policy,
 	struct fold_key key;
 	struct conn *draft;
 	struct fold *row;
-	u64 before = 0, now = bpf_ktime_get_boot_ns();
+	u64 often = 0, now = bpf_ktime_get_boot_ns();
 
 	if (policy->window_ns) {
 		fold_key(&key, policy, where, now, decision);
-		row = bpf_map_lookup_elem(&folds, &key);
+		row = find_fold(&key, policy, where, decision, &often);
 		if (row) {
 			fold_repeat(row, now);
 			return 0;
 		}
-		before = attempts_before(&key);
 	}
 	draft = bpf_task_storage_get(&drafts, bpf_get_current_task_btf(), 0,
 				     BPF_LOCAL_STORAGE_GET_F_CREATE);
@@ -129,14 +128,14 @@ static __noinline int report_denied(u64 netns, const struct policy *policy,
 		count(COUNT_LOST_RING);
 		return 0;
 	}
-	fill_event(netns, &draft->fold.first, policy, where, decision);
-	draft->fold.first.flags |= FLAG_LSM;
 	/*
-	 * compared here, where it is used: Linux 6.1 takes a 0 or 1 that was kept
+	 * kept in memory, not on the stack: Linux 6.1 takes a 0 or 1 that was kept
 	 * over fill_event() for 0, and leaves out what it takes for dead
 	 */
-	if (!policy->window_ns || before < policy->denied_burst ||
-	    !fold_begin(&key, draft, now))
+	draft->fold.folded = often;
+	fill_event(netns, &draft->fold.first, policy, where, decision);
+	draft->fold.first.flags |= FLAG_LSM;
+	if (!draft->fold.folded || !fold_begin(&key, draft, now))
 		send_connect(&draft->fold.first);
 	return 0;
 }

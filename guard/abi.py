@@ -13,7 +13,7 @@ import enum
 import ipaddress
 from functools import lru_cache
 
-ABI = 2
+ABI = 3
 MAX_ROWS = 512
 MASK_WORDS = 8
 UNIT_DEPTH = 12
@@ -21,6 +21,8 @@ UNIT_TAILS = 4
 NAME_LEN = 64
 COMM_LEN = 16
 ANCESTORS = 8
+MANY_BURSTS = 20
+FOLD_MANY = 0x80
 COMPONENT_LEN = 256
 EXE_LEN = 512
 CWD_LEN = 640
@@ -60,6 +62,7 @@ class EventKind(enum.IntEnum):
     CLOSED = 2
     TAMPER = 3
     KEEPER = 4
+    MAKER = 5
 
 
 class Act(enum.IntEnum):
@@ -107,6 +110,7 @@ class Flag(enum.IntFlag):
     NO_ROOM = 1 << 12
     FOREIGN_MOUNTS = 1 << 13
     LSM = 1 << 14
+    MANY = 1 << 15
 
 
 class Dimension(enum.IntEnum):
@@ -152,6 +156,7 @@ class Counter(enum.IntEnum):
     NO_MARK = 16
     TOUCHED = 17
     LOST_TOUCHED = 18
+    NO_MAKER = 19
 
 
 class Mask(c.Structure):
@@ -370,6 +375,19 @@ class Fold(c.Structure):
     ]
 
 
+class RawMaker(c.Structure):
+    """struct maker."""
+
+    _fields_ = [
+        ("socket", c.c_uint64),
+        ("family", c.c_uint32),
+        ("protocol", c.c_uint32),
+        ("fsuid", c.c_uint32),
+        ("fsgid", c.c_uint32),
+        ("event", RawEvent),
+    ]
+
+
 class Identity(c.Structure):
     """struct identity."""
 
@@ -423,6 +441,7 @@ LAYOUTS: dict[str, type[c.Structure]] = {
     "owner_key": OwnerKey,
     "fold_key": FoldKey,
     "fold": Fold,
+    "maker": RawMaker,
     "identity": Identity,
     "question": Question,
 }

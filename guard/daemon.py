@@ -3,8 +3,8 @@
 
 Wiring only. The main thread keeps the kernel's maps current (policy, executables,
 the host's addresses); the scribe carries events to the journal. Neither ending
-opens a port: programs and maps are pinned and stay in force. With --design owner it
-does without them, see unaided.py.
+opens a port: programs and maps are pinned and stay in force. Where they cannot be
+loaded it does without them, see unaided.py.
 """
 
 from __future__ import annotations
@@ -18,33 +18,37 @@ from pathlib import Path
 
 from systemd import daemon as sd
 
-from guard import __version__, kernel
+from guard import __version__, lastpolicy
 from guard.abi import Counter
 from guard.backstop.witness import Witness
 from guard.errors import (
-    AlreadyRunning,
     BackstopError,
     GuardError,
     KernelError,
-    NotRoot,
+    NoPrograms,
+    NotPrivileged,
     PolicyError,
 )
 from guard.filewatch import FileWatch
 from guard.force import (
     brief,
     bring_up,
-    only_one,
+    for_programs,
     policy_notice,
     put_in_force,
     record_daemon,
     refusal_notice,
 )
 from guard.hosts import AddressNews, own_addresses
+from guard.makers import Makers
+from guard.ownerrules import no_programs, not_served, state_file
+from guard.pins import DEFAULT_PIN_DIR
 from guard.policy import DEFAULT_FILE, Policy, load, refresh
 from guard.preexisting import Before
+from guard.privileges import SERVICE, missing
 from guard.scribe import Scribe
 from guard.service import Service
-from guard.unaided import Unaided, served_by, state_file
+from guard.unaided import Unaided
 from guard.watch import Watch, changed_meanwhile
 
 
@@ -52,23 +56,23 @@ class Daemon(Service):
     """One run of guardd that serves our kernel programs."""
 
     def start(self) -> None:
-        """Put the guard in force. Raises GuardError, with nothing half done."""
+        """Put the guard in force. Raises GuardError, with nothing half done.
+
+        NoPrograms is what Unaided is for.
+        """
         options = self._options
         self.catch_signals()
-        without = state_file(options.pin_dir)
-        if (pid := served_by(without)) is not None:
-            raise AlreadyRunning(
-                f"this host without kernel programs (pid {pid})",
-                hint="stop it first: systemctl stop smtp-guard",
+        not_served(options.pin_dir)
+        with contextlib.ExitStack() as stack:
+            cgroup = stack.enter_context(for_programs(options.pin_dir, options.cgroup))
+            changed = changed_meanwhile(options.pin_dir, options.policy)
+            started = bring_up(
+                options.pin_dir, cgroup, options.policy, options.ring_bytes
             )
-        self._only = only_one(options.pin_dir)
-        self._only.__enter__()  # for as long as this process lives
-        changed = changed_meanwhile(options.pin_dir, options.policy)
-        started = bring_up(
-            options.pin_dir, options.cgroup, options.policy, options.ring_bytes
-        )
+            self._only = stack.pop_all()  # for as long as this process lives
         self._guard = started.guard
-        without.unlink(missing_ok=True)  # what it had in force was replaced
+        # what was in force without programs was replaced
+        state_file(options.pin_dir).unlink(missing_ok=True)
         self._addresses = AddressNews()
         self._guard.set_hosts(own_addresses())  # once more: now none is missed
         self._files = FileWatch()
@@ -79,12 +83,15 @@ class Daemon(Service):
         record_daemon(self._guard)
         self._keeper = started.keeper
         self._watchman = Watch(
-            self._guard, options.cgroup, options.policy, self._policy, self._keeper
+            self._guard, cgroup, options.policy, self._policy, self._keeper
         )
         self._refused = started.refused is not None
+        if self._refused:
+            self._watchman.refused()
         self._scribe = Scribe(self._guard, self._naming, self.echo)
         self._scribe.start()
-        self._witness = Witness(self._naming, self._scribe.tell)
+        makers = Makers(self._guard)
+        self._witness = Witness(self._naming, self._scribe.tell, makers)
         if started.policy:
             self.heed(started.policy)
         for notice in (*changed, *started.notices(options.policy)):
@@ -125,6 +132,7 @@ class Daemon(Service):
         # after, not before: the one store that switches is near the end of it
         since_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         self._policy = policy
+        lastpolicy.keep(policy)
         self._watchman.put(policy)
         self.heed(policy)
         self._naming.use_rules(since_ns, policy.rule_name)
@@ -214,7 +222,7 @@ def command_line() -> argparse.ArgumentParser:
     parser.add_argument(
         "--pin-dir",
         type=Path,
-        default=kernel.DEFAULT_PIN_DIR,
+        default=DEFAULT_PIN_DIR,
         metavar="DIR",
         help="where the guard is pinned (default %(default)s)",
     )
@@ -227,10 +235,11 @@ def command_line() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--design",
-        choices=("bpf", "owner"),
-        default="bpf",
-        help="owner: without kernel programs, where they cannot be loaded: rules of "
-        "netfilter by user, group and unit (default %(default)s)",
+        choices=("auto", "bpf", "owner"),
+        default="auto",
+        help="bpf: kernel programs; owner: rules of netfilter by user, group and unit; "
+        "auto: the one, or the other where programs cannot be loaded (default "
+        "%(default)s)",
     )
     parser.add_argument(
         "--foreground",
@@ -252,19 +261,34 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
+def _start(options: argparse.Namespace) -> Service:
+    """Put the guard in force, in the design asked for or the best there is."""
+    if lacking := missing(*SERVICE):
+        raise NotPrivileged("guardd", ", ".join(lacking))
+    service: Service
+    why = "asked for by --design owner"
+    if options.design != "owner":
+        try:
+            service = Daemon(options)
+            service.start()
+            return service
+        except NoPrograms as error:
+            if options.design == "bpf":
+                raise
+            why = no_programs(error)
+    service = Unaided(options, why)
+    service.start()
+    return service
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run guardd; exits with the status of errors.py on failure."""
     options = _options(arguments)
     try:
-        if os.geteuid():
-            raise NotRoot("guardd")
-        if options.cgroup is None and options.design == "bpf":
-            options.cgroup = kernel.find_cgroup2()
-        daemon = (Daemon if options.design == "bpf" else Unaided)(options)
-        daemon.start()
+        daemon = _start(options)
         daemon.run()
     except GuardError as error:
-        name = "" if isinstance(error, NotRoot) else "guardd: "
+        name = "" if isinstance(error, NotPrivileged) else "guardd: "
         sys.stderr.write(f"{name}{error.report()}\n")
         sd.notify(f"STATUS={error}\nERRNO=1")
         raise SystemExit(error.exit_status) from None

@@ -19,10 +19,10 @@ from guard.force import daemon_pid
 from guard.journal import SOCKET
 from guard.kernel import Guard
 from guard.needs import needs
+from guard.ownerrules import examine as without_programs
+from guard.ownerrules import read_state
 from guard.policy import DEFAULT_PORTS
 from guard.tables import guarded_ports
-from guard.unaided import examine as without_programs
-from guard.unaided import read_state
 from guard.verify import verify
 
 

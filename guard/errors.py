@@ -42,8 +42,8 @@ class GuardError(Exception):
         return f"{self}\n  {self.hint}" if self.hint else str(self)
 
 
-class NotRoot(GuardError):
-    """{} works on the kernel and must be run as root: try sudo."""
+class NotPrivileged(GuardError):
+    """{0} must be run as root, try sudo: it lacks {1}"""
 
     exit_status = EX_NOPERM
 
@@ -57,6 +57,16 @@ class KernelError(GuardError):
         """Tell what was tried and the errno (positive) it ended in."""
         super().__init__(what, os.strerror(error), hint=hint)
         self.errno = error
+
+
+class NotBpffs(KernelError):
+    """kernel: {0}: {1}"""
+
+
+class NoPrograms(GuardError):
+    """kernel programs cannot be loaded: {}"""
+
+    exit_status = EX_UNAVAILABLE
 
 
 class AbiMismatch(GuardError):

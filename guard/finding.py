@@ -45,6 +45,18 @@ class Process:
 
 
 @dataclass(frozen=True, slots=True)
+class Maker:
+    """One of several processes that can have sent a packet."""
+
+    pid: int
+    uid: int
+    comm: str
+    exe: str | None
+    args: tuple[str, ...]
+    unit: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Finding:
     """A connection that was judged, or the end of one.
 
@@ -98,8 +110,14 @@ class Finding:
     duration_us: int | None  # from connect() to the end
     count: int = 1  # SUMMARY: how many connects it stands for
     last_us: int = 0  # SUMMARY: CLOCK_REALTIME of the last of them
+    # "many": a SUMMARY over all destinations that have none of their own; dst is
+    # the first of them
+    destinations: str | None = None
     lock: str | None = None  # of the second lock: nftables-output, iptables-forward
-    incomplete: tuple[str, ...] = field(default=())  # args-cut, cwd-cut, no-args, ...
+    makers: tuple[Maker, ...] = ()  # BACKSTOP, when it can have been several
+    # args-cut, cwd-cut, no-args, ...; BACKSTOP: maker (of its socket, which another
+    # may have been handed), one-of (see makers), maybe-others, no-process
+    incomplete: tuple[str, ...] = field(default=())
 
 
 @dataclass(frozen=True, slots=True)

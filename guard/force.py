@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from guard import __version__, abi, lsm
+from guard import __version__, abi, lastpolicy, lsm
 from guard.backstop.keeper import Keeper, remove_all
 from guard.backstop.lock import Design
 from guard.errors import (
@@ -19,12 +19,17 @@ from guard.errors import (
     BackstopError,
     GuardError,
     KernelError,
+    NoPrograms,
+    NotBpffs,
+    NotPrivileged,
     PolicyError,
 )
 from guard.finding import Kind, Notice
 from guard.hosts import own_addresses
-from guard.kernel import Guard, ensure_bpffs, is_loaded
-from guard.policy import Policy, compile_rows, load
+from guard.kernel import Guard, find_cgroup2, is_loaded, remains
+from guard.pins import ensure_bpffs
+from guard.policy import Policy, compile_rows
+from guard.privileges import KERNEL, missing
 from guard.tables import FileIdentity
 
 _OTHERS_WRITE = 0o022
@@ -89,7 +94,12 @@ def exe_keys(guard: Guard) -> Callable[[Path], tuple[abi.ExeKey, abi.ExeKey]]:
         except (FileNotFoundError, NotADirectoryError):
             raise
         except OSError as error:
-            raise KernelError(f"cannot look at {path}", error.errno or 0) from None
+            raise KernelError(
+                f"cannot look at {path}",
+                error.errno or 0,
+                hint="guardd's user must be able to enter its folder (chmod o+x), and "
+                "its unit sees nothing in /home and /root",
+            ) from None
 
     return keys
 
@@ -131,6 +141,41 @@ def _is(folder: int, path: Path) -> bool:
         return False
 
 
+@contextlib.contextmanager
+def programs_or_none(pin_dir: Path) -> Iterator[None]:
+    """Raise NoPrograms for what the kernel refuses, where nothing of ours is in it.
+
+    A guard that is pinned, of whatever version, stays what this host is guarded by:
+    then errors are what they are.
+    """
+    there = remains(pin_dir)
+    if lacking := ", ".join(missing(*KERNEL)):
+        if there:
+            raise NotPrivileged("what serves a guard in the kernel", lacking)
+        raise NoPrograms(f"this process lacks {lacking}")
+    try:
+        yield
+    except NotBpffs:
+        raise
+    except KernelError as error:
+        if there:
+            raise
+        raise NoPrograms(error, hint=error.hint) from None
+
+
+@contextlib.contextmanager
+def for_programs(pin_dir: Path, cgroup: Path | None) -> Iterator[Path]:
+    """Be the only one to change the guard there, and give the cgroup2 folder.
+
+    Raises AlreadyRunning, or NoPrograms where this host can have none.
+    """
+    with contextlib.ExitStack() as stack:
+        with programs_or_none(pin_dir):
+            found = cgroup or find_cgroup2()
+            stack.enter_context(only_one(pin_dir))
+        yield found
+
+
 @dataclass(frozen=True)
 class Start:
     """A guard that was brought up, and how."""
@@ -139,6 +184,7 @@ class Start:
     adopted: bool  # it was loaded already; its programs were swapped for ours
     policy: Policy | None
     refused: GuardError | None  # why the policy file is not what is in force
+    kept: bool  # what is in force is the policy that was kept, see lastpolicy.py
     keeper: Keeper  # of the second lock
     since_ns: int  # CLOCK_BOOTTIME from when on events are the policy's; 0: all
 
@@ -147,10 +193,10 @@ class Start:
         notices = [loaded_notice(self.guard, self.adopted)]
         if self.guard.abandoned:
             notices.append(abandoned_notice(self.guard.abandoned))
-        if self.policy:
+        if self.policy and not self.refused:
             notices.append(policy_notice(self.policy, file))
         if self.refused:
-            notices.append(refusal_notice(self.refused, file))
+            notices.append(refusal_notice(self.refused, file, self.kept))
         return notices
 
 
@@ -159,9 +205,11 @@ def bring_up(
 ) -> Start:
     """Load or adopt the guard, put the policy in force, attach.
 
-    Where a guard is loaded already, a policy that fails leaves the rows that are
-    in force: better than none. Where none is, it raises PolicyError. After any
-    error of a first load nothing is left behind.
+    Where a guard is loaded already, a policy that fails, or that names a program
+    which this process may not look at, leaves the rows that are in force: better
+    than none. Where none is, the policy that was kept is put in force; where there
+    is none either it raises PolicyError, and NoPrograms where the kernel takes no
+    programs. After any error of a first load nothing is left behind.
     """
     # what is recorded must not depend on where guardctl was called
     cgroup, file = cgroup.absolute(), file.absolute()
@@ -170,22 +218,27 @@ def bring_up(
     refused: GuardError | None = None
     since_ns = 0
     try:
-        policy = load(file)
+        policy, refused = lastpolicy.load_or_kept(file)
     except PolicyError as error:
         if not adopted:
             raise
         refused = error
-    guard = Guard.load(pin_dir, ring_bytes=ring_bytes)
+    kept = policy is not None and refused is not None and not adopted
+    with programs_or_none(pin_dir):
+        guard = Guard.load(pin_dir, ring_bytes=ring_bytes)
+    if refused and adopted and policy and not _is_in_force(guard, policy):
+        policy = None
     keeper = Keeper(pin_dir, cgroup)
     try:
         guard.set_hosts(own_addresses())
         try:
-            if policy:
+            if policy:  # guardd's own user may not enter the folder of a program
+                compile_rows(policy, 1 - guard.slot, exe_keys(guard))
                 keeper.loosen(guard, policy)
-        except BackstopError as error:
+        except (KernelError, BackstopError) as error:
             if not adopted:
                 raise
-            policy, refused = None, error
+            policy, refused, kept = None, error, False
         if policy:
             was = bytes(guard.policy().sha256)
             put_in_force(guard, policy)
@@ -202,13 +255,18 @@ def bring_up(
         )
         if policy:  # last: a socket of before has no mark
             tighten(guard, policy, keeper)
+            lastpolicy.keep(policy)
             # of a guard whose pins somebody removed, or of one without programs
             remove_all(pin_dir, but=keeper.kind)
     except BaseException:
         if not adopted:  # a version before ours may be in force: it stays
             guard.forget()
         raise
-    return Start(guard, adopted, policy, refused, keeper, since_ns)
+    return Start(guard, adopted, policy, refused, kept, keeper, since_ns)
+
+
+def _is_in_force(guard: Guard, policy: Policy) -> bool:
+    return policy.sha256 == bytes(guard.policy().sha256)
 
 
 def loaded_notice(guard: Guard, adopted: bool) -> Notice:
@@ -267,6 +325,17 @@ def abandoned_notice(size: int) -> Notice:
     )
 
 
+def nothing_notice(error: GuardError, path: Path) -> Notice:
+    """Make the finding that this host is not guarded at all, and why."""
+    return Notice(
+        Kind.POLICY_REFUSED,
+        time.time_ns() // 1000,
+        f"NOT IN FORCE, outbound SMTP is open to every process: {error}",
+        priority=2,
+        fields={"POLICY": str(path)},
+    )
+
+
 def brief(error: GuardError) -> str:
     """Give an error for the guard's record, which has no room for a long one.
 
@@ -297,12 +366,16 @@ def policy_notice(policy: Policy, path: Path) -> Notice:
     )
 
 
-def refusal_notice(error: GuardError, path: Path) -> Notice:
-    """Make the finding that a policy was refused and the old one stays."""
+def refusal_notice(error: GuardError, path: Path, kept: bool = False) -> Notice:
+    """Make the finding that a policy was refused and the old one stays.
+
+    kept: it is in force anew, because this host was booted.
+    """
+    stays = "the last good one is in force" if kept else "the one in force stays"
     return Notice(
         Kind.POLICY_REFUSED,
         time.time_ns() // 1000,
-        f"policy refused, the one in force stays: {error}",
+        f"policy refused, {stays}: {error}",
         priority=3,
         fields={"POLICY": str(path)},
     )

@@ -20,10 +20,16 @@ from guard.kernel import (
     HAND_RUN,
     HOOKS,
     Guard,
-    ensure_bpffs,
     open_cgroup,
-    open_to_others,
+    program_label,
     runs_after,
+)
+from guard.pins import (
+    close_to_others,
+    ensure_bpffs,
+    hand_over,
+    open_to_others,
+    pin_anew,
 )
 from guard.tables import MAPS
 
@@ -75,10 +81,8 @@ class Held:
             if not link.cgroup_id:
                 detached.append(hook)
             elif link.prog_id != self._ids[hook]:
-                name = "gone"
-                with contextlib.suppress(KernelError):
-                    name = libbpf.program_name(link.prog_id)
-                replaced.append(f"{hook} runs {name} (id {link.prog_id})")
+                name = program_label(link.prog_id) or f"gone (id {link.prog_id})"
+                replaced.append(f"{hook} runs {name}")
         if detached:
             what = f"detached {', '.join(detached)}"
             yield Check("links", State.BAD, what, f"NOT IN FORCE; {_AGAIN}")
@@ -118,14 +122,14 @@ class Held:
             parts.append(f"other objects pinned as {_some(others)}")
         with contextlib.suppress(FileNotFoundError):
             if open_to_others(self._guard.pin_dir) or open_to_others(self._guard.home):
-                parts.append("the folder opened to others than root")
+                parts.append("the folder opened to others")
         if parts:
             yield Check(
                 "pins",
                 State.BAD,
                 ", ".join(parts),
-                "in force only as long as guardd runs; guardctl unload and load "
-                "make them again",
+                "in force only as long as guardd runs; guardctl load and then "
+                "systemctl restart smtp-guard pin it again, with no gap",
             )
 
     def _listing(self) -> dict[str, int]:
@@ -176,10 +180,10 @@ class Held:
                 self._new_folder()
                 self._folder = guard.pin_dir.stat().st_ino
             guard.home.mkdir(mode=0o700, exist_ok=True)
+            hand_over(guard.home)
             for folder in (guard.pin_dir, guard.home):
                 if open_to_others(folder):
-                    os.chown(folder, 0, 0)
-                    folder.chmod(0o700)
+                    close_to_others(folder)
             seen = self._listing()
             for name in self._inodes:
                 if seen.get(name) != self._inodes[name]:
@@ -198,17 +202,13 @@ class Held:
             self._pin(_link_name(hook))
 
     def _pin(self, name: str) -> None:
-        """Pin under another name first: a rename has no gap."""
         if name in self._programs:
             fd, folder = self._programs[name], self._guard.home
         elif name in MAPS.values():
             fd, folder = self._guard.map(name).fd, self._guard.home
         else:
             fd, folder = self._links[name.removeprefix("link-")], self._guard.pin_dir
-        staged = folder / f"{name}_new"
-        staged.unlink(missing_ok=True)
-        libbpf.pin(fd, staged)
-        staged.rename(folder / name)
+        pin_anew(fd, folder / name)
         self._inodes[name] = (folder / name).lstat().st_ino
 
     @contextlib.contextmanager

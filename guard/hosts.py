@@ -34,7 +34,8 @@ def own_addresses() -> set[str]:
     those of a link that is down: they are still there, but lead to whoever has taken
     them over.
     """
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+    # any family will do, and guardd's unit has no other
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as asking:
         return {
             address.address
             for link, addresses in psutil.net_if_addrs().items()

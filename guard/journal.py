@@ -25,7 +25,14 @@ from operator import attrgetter
 from typing import Any, TypeAlias
 
 from guard.errors import JournalError
-from guard.finding import Finding, Kind, Notice, Process
+from guard.finding import Finding, Kind, Notice
+from guard.lists import (
+    makers_json,
+    parents_json,
+    read_args,
+    read_makers,
+    read_parents,
+)
 from guard.message import message, priority
 from guard.text import printable
 
@@ -143,11 +150,12 @@ _COLUMNS: tuple[tuple[str, str, Callable[[Any], Any]], ...] = (
     ("bytes_received", "SMTPGUARD_BYTES_RECEIVED", _count),
     ("duration_us", "SMTPGUARD_DURATION_US", _number),
     ("lock", "SMTPGUARD_LOCK", _word),
+    ("destinations", "SMTPGUARD_DESTINATIONS", _word),
 )
 # Those of which Finding says that None means not known: the field is absent.
 _MAY_MISS = frozenset(
     ("rule", "ppid", "user", "group", "loginuid", "session", "exe", "unit")
-    + ("container", "error", "duration_us", "lock")
+    + ("container", "error", "duration_us", "lock", "destinations")
 )
 _REQUIRED = tuple((a, f, how) for a, f, how in _COLUMNS if a not in _MAY_MISS)
 _OPTIONAL = tuple((a, f, how) for a, f, how in _COLUMNS if a in _MAY_MISS)
@@ -197,12 +205,9 @@ def _finding_lines(finding: Finding) -> list[str]:
     if finding.args:
         entry.append(f"SMTPGUARD_ARGS={json.dumps(finding.args)}")
     if finding.ancestors:
-        parents = ",".join([
-            f'{{"pid":{p.pid},"uid":{p.uid},"comm":{json.dumps(p.comm)},'
-            f'"start_ns":{p.start_ns}}}'
-            for p in finding.ancestors
-        ])  # fmt: skip
-        entry.append(f"SMTPGUARD_ANCESTORS=[{parents}]")
+        entry.append(f"SMTPGUARD_ANCESTORS={parents_json(finding.ancestors)}")
+    if finding.makers:
+        entry.append(f"SMTPGUARD_MAKERS={makers_json(finding.makers)}")
     if finding.count != 1:
         entry.append(f"SMTPGUARD_COUNT={finding.count}")
     if finding.last_us:
@@ -375,8 +380,9 @@ def _finding(kind: Kind, entry: Mapping[str, Any]) -> Finding:
         dst=_end("DST", entry),
         src=_end("SRC", entry) if "SMTPGUARD_SRC_ADDR" in entry else None,
         via=_end("VIA", entry) if "SMTPGUARD_VIA_ADDR" in entry else None,
-        args=_args(_text(entry.get("SMTPGUARD_ARGS", "[]"))),
-        ancestors=_ancestors(_text(entry.get("SMTPGUARD_ANCESTORS", "[]"))),
+        args=read_args(_text(entry.get("SMTPGUARD_ARGS", "[]"))),
+        ancestors=read_parents(_text(entry.get("SMTPGUARD_ANCESTORS", "[]"))),
+        makers=read_makers(_text(entry.get("SMTPGUARD_MAKERS", "[]"))),
         count=_number(entry.get("SMTPGUARD_COUNT", b"1")),
         last_us=_time(entry.get("SMTPGUARD_LAST_US", b"0")),
         incomplete=tuple(
@@ -391,33 +397,6 @@ def _end(which: str, entry: Mapping[str, Any]) -> tuple[str, int]:
     if port > 65535:
         raise ValueError(f"{port} is no port")
     return _text(entry[f"SMTPGUARD_{which}_ADDR"]), port
-
-
-@lru_cache(maxsize=1024)
-def _args(text: str) -> tuple[str, ...]:
-    args = json.loads(text)
-    if not isinstance(args, list) or not all(isinstance(a, str) for a in args):
-        raise ValueError("SMTPGUARD_ARGS is not a list of texts")
-    _from_bytes("".join(args))
-    return tuple(args)
-
-
-@lru_cache(maxsize=1024)
-def _ancestors(text: str) -> tuple[Process, ...]:
-    parents = json.loads(text)
-    made = tuple(Process(**parent) for parent in parents)
-    for p in made:
-        if not isinstance(p.comm, str) or not all(
-            type(n) is int for n in (p.pid, p.uid, p.start_ns)
-        ):
-            raise ValueError("SMTPGUARD_ANCESTORS is not a list of processes")
-        _from_bytes(p.comm)
-    return made
-
-
-def _from_bytes(text: str) -> None:
-    """Raise ValueError for text that no bytes decode to: JSON can say \\ud800."""
-    text.encode("utf-8", "surrogateescape")
 
 
 def _notice(kind: Kind, entry: Mapping[str, Any]) -> Notice:

@@ -23,11 +23,11 @@ import psutil
 from guard import abi, libbpf
 from guard.errors import AbiMismatch, GuardError, KernelError, NotLoaded
 from guard.needs import explained
+from guard.pins import DEFAULT_PIN_DIR, ensure_bpffs, hand_over, pin, pin_anew
 from guard.policy import DEFAULT_FILE
 from guard.ringbuf import ring_backlog
 from guard.tables import KEY0, MAPS, Tables, netns_cookie
 
-DEFAULT_PIN_DIR = Path("/sys/fs/bpf/smtp-guard")
 OBJECT = Path(__file__).with_name("guard.bpf.o")
 
 # Attach types, include/uapi/linux/bpf.h. The order matters: what reports a
@@ -35,6 +35,7 @@ OBJECT = Path(__file__).with_name("guard.bpf.o")
 HOOKS = {
     "guard_sockops": 3,
     "guard_release": 34,
+    "guard_create": 2,
     "guard_peername4": 29,
     "guard_peername6": 30,
     "guard_connect4": 10,
@@ -47,7 +48,7 @@ _BESIDE_V1 = (  # systemd(1)
     "beside v1; until then, with no unit known: mkdir /run/cgroup2 && mount -t cgroup2 "
     "none /run/cgroup2"
 )
-_libc = ctypes.CDLL(None, use_errno=True)
+_CGROUP_LINK = 3  # BPF_LINK_TYPE_CGROUP, include/uapi/linux/bpf.h
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,6 @@ class Attachment:
 
     name: str
     program_id: int
-    tag: str
     cgroup_id: int
 
 
@@ -135,35 +135,6 @@ def find_cgroup2() -> Path:
     )
 
 
-def ensure_bpffs(pin_dir: Path) -> None:
-    """Make pin_dir, mounting /sys/fs/bpf first where nobody has.
-
-    Raises KernelError when the folder is not on a BPF file system: pins made
-    anywhere else would not be pins.
-    """
-    bpffs = Path("/sys/fs/bpf")
-    if (
-        bpffs in (pin_dir, *pin_dir.parents)
-        and not os.path.ismount(bpffs)
-        and _libc.mount(b"bpf", bytes(bpffs), b"bpf", 0, b"mode=0700")
-    ):
-        raise KernelError(f"cannot mount {bpffs}", ctypes.get_errno())
-    kinds = {p.mountpoint: p.fstype for p in psutil.disk_partitions(all=True)}
-    mount = pin_dir.absolute()
-    while not os.path.ismount(mount):
-        mount = mount.parent
-    if kinds.get(str(mount)) != "bpf":
-        raise KernelError(
-            f"{pin_dir} is not on a BPF file system",
-            errno.EINVAL,
-            hint=f"name a folder below {bpffs}",
-        )
-    try:
-        pin_dir.mkdir(mode=0o700, exist_ok=True)
-    except OSError as error:
-        raise KernelError(f"cannot make {pin_dir}", error.errno or 0) from None
-
-
 def check_layouts(layouts: dict[str, tuple[int, dict[str, int]]]) -> None:
     """Compare an object's structs (size, field offsets) with abi.py's.
 
@@ -229,11 +200,12 @@ class Guard(Tables):
             unread = _unread(home)
             _remove(home)
         home.mkdir(mode=0o700, exist_ok=True)
+        hand_over(home)
         try:
             with libbpf.Object(object_path) as obj:
                 check_layouts(obj.layouts())
-                for name, pin in MAPS.items():
-                    obj.set_pin_path(name, home / pin)
+                for name, place in MAPS.items():
+                    obj.set_pin_path(name, home / place)
                 if not fresh:
                     ring = libbpf.Map(libbpf.get_pinned(home / "ring"))
                     ring_bytes = ring.max_entries
@@ -242,6 +214,8 @@ class Guard(Tables):
                     obj.load()
                 except KernelError as error:
                     raise explained(error) from None
+                for place in MAPS.values():
+                    hand_over(home / place)
                 if fresh:
                     _begin(home)
                 for name in (*HOOKS, *HAND_RUN):
@@ -284,7 +258,7 @@ class Guard(Tables):
                         continue
                     _clear(self.link_path(hook))
                     with _closing(libbpf.attach(program, folder, attach_type)) as link:
-                        libbpf.pin(link, self.link_path(hook))
+                        pin(link, self.link_path(hook))
                     made.append(self.link_path(hook))
         except BaseException:
             for path in reversed(made):
@@ -344,12 +318,11 @@ class Guard(Tables):
             try:
                 with _opened(self.link_path(hook)) as fd:
                     link = libbpf.info(fd, libbpf.LinkInfo)
-                program = libbpf.program_by_id(link.prog_id)
             except KernelError:
                 continue
-            tag = libbpf.tag(program)
-            os.close(program)
-            found.append(Attachment(hook, link.prog_id, tag, link.cgroup_id))
+            # of a pin that is no link these words are others
+            if (link.type, link.attach_type) == (_CGROUP_LINK, HOOKS[hook]):
+                found.append(Attachment(hook, link.prog_id, link.cgroup_id))
         return found
 
 
@@ -371,21 +344,12 @@ def _begin(home: Path) -> None:
         libbpf.Map(libbpf.get_pinned(home / name)).put(KEY0, value)
 
 
-def pin_anew(fd: int, path: Path) -> None:
-    """Pin the object behind fd at path, in place of what may be there.
-
-    Under another name first: a rename has no gap.
-    """
-    staged = path.with_name(f"{path.name}_new")
-    staged.unlink(missing_ok=True)
-    libbpf.pin(fd, staged)
-    staged.rename(path)
-
-
-def open_to_others(folder: Path) -> bool:
-    """Tell whether others than root may enter a folder of pins."""
-    status = folder.stat()
-    return bool(status.st_uid or status.st_mode & 0o077)
+def program_label(number: int) -> str:
+    """Name a loaded program by its id, as far as this process may; "": it is gone."""
+    try:
+        return f"{libbpf.program_name(number)} (id {number})"
+    except KernelError as error:  # EPERM: it takes CAP_SYS_ADMIN to ask
+        return "" if error.errno == errno.ENOENT else f"a program (id {number})"
 
 
 def runs_after(folder: int, hook: str, program_id: int) -> list[str]:
@@ -399,8 +363,8 @@ def runs_after(folder: int, hook: str, program_id: int) -> list[str]:
     for number in reversed(libbpf.effective_programs(folder, HOOKS[hook])):
         if number == program_id:
             return others[::-1]
-        with contextlib.suppress(KernelError):  # gone by now
-            others.append(f"{libbpf.program_name(number)} (id {number})")
+        if name := program_label(number):
+            others.append(name)
     return []  # not attached at all, which is another question
 
 
@@ -442,6 +406,6 @@ def _unread(folder: Path) -> int:
 
 
 def _remove(folder: Path) -> None:
-    for pin in folder.iterdir():
-        pin.unlink()
+    for path in folder.iterdir():
+        path.unlink()
     folder.rmdir()

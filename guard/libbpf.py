@@ -15,11 +15,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from guard.bpfstructs import LinkInfo as LinkInfo
+from guard.bpfstructs import MapInfo as MapInfo
+from guard.bpfstructs import ProgramInfo as ProgramInfo
+from guard.bpfstructs import TestRun
 from guard.errors import KernelError
 
 BTF_KIND_STRUCT = 4  # include/uapi/linux/btf.h
 BPF_ANY = 0
 BPF_NOEXIST = 1
+_TRACE_ITER = 28  # enum bpf_attach_type, include/uapi/linux/bpf.h
 
 _NO_BPF = (
     "run as root (or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON); "
@@ -101,96 +106,6 @@ def _pointer(result: int | None, what: str) -> int:
     return result
 
 
-class MapInfo(c.Structure):
-    """struct bpf_map_info as far as the name, include/uapi/linux/bpf.h."""
-
-    _fields_ = [
-        ("type", c.c_uint32),
-        ("id", c.c_uint32),
-        ("key_size", c.c_uint32),
-        ("value_size", c.c_uint32),
-        ("max_entries", c.c_uint32),
-        ("map_flags", c.c_uint32),
-        ("name", c.c_char * 16),
-    ]
-
-
-class ProgramInfo(c.Structure):
-    """struct bpf_prog_info as far as run_cnt, include/uapi/linux/bpf.h."""
-
-    _fields_ = [
-        ("type", c.c_uint32),
-        ("id", c.c_uint32),
-        ("tag", c.c_uint8 * 8),
-        ("jited_prog_len", c.c_uint32),
-        ("xlated_prog_len", c.c_uint32),
-        ("jited_prog_insns", c.c_uint64),
-        ("xlated_prog_insns", c.c_uint64),
-        ("load_time", c.c_uint64),
-        ("created_by_uid", c.c_uint32),
-        ("nr_map_ids", c.c_uint32),
-        ("map_ids", c.c_uint64),
-        ("name", c.c_char * 16),
-        ("ifindex", c.c_uint32),
-        ("gpl_compatible", c.c_uint32),
-        ("netns_dev", c.c_uint64),
-        ("netns_ino", c.c_uint64),
-        ("nr_jited_ksyms", c.c_uint32),
-        ("nr_jited_func_lens", c.c_uint32),
-        ("jited_ksyms", c.c_uint64),
-        ("jited_func_lens", c.c_uint64),
-        ("btf_id", c.c_uint32),
-        ("func_info_rec_size", c.c_uint32),
-        ("func_info", c.c_uint64),
-        ("nr_func_info", c.c_uint32),
-        ("nr_line_info", c.c_uint32),
-        ("line_info", c.c_uint64),
-        ("jited_line_info", c.c_uint64),
-        ("nr_jited_line_info", c.c_uint32),
-        ("line_info_rec_size", c.c_uint32),
-        ("jited_line_info_rec_size", c.c_uint32),
-        ("nr_prog_tags", c.c_uint32),
-        ("prog_tags", c.c_uint64),
-        ("run_time_ns", c.c_uint64),
-        ("run_cnt", c.c_uint64),
-    ]
-
-
-class LinkInfo(c.Structure):
-    """struct bpf_link_info with its cgroup member, include/uapi/linux/bpf.h."""
-
-    _fields_ = [
-        ("type", c.c_uint32),
-        ("id", c.c_uint32),
-        ("prog_id", c.c_uint32),
-        ("pad", c.c_uint32),
-        ("cgroup_id", c.c_uint64),
-        ("attach_type", c.c_uint32),
-    ]
-
-
-class _TestRun(c.Structure):
-    """struct bpf_test_run_opts, <bpf/bpf.h>."""
-
-    _fields_ = [
-        ("sz", c.c_size_t),
-        ("data_in", c.c_void_p),
-        ("data_out", c.c_void_p),
-        ("data_size_in", c.c_uint32),
-        ("data_size_out", c.c_uint32),
-        ("ctx_in", c.c_void_p),
-        ("ctx_out", c.c_void_p),
-        ("ctx_size_in", c.c_uint32),
-        ("ctx_size_out", c.c_uint32),
-        ("retval", c.c_uint32),
-        ("repeat", c.c_int),
-        ("duration", c.c_uint32),
-        ("flags", c.c_uint32),
-        ("cpu", c.c_uint32),
-        ("batch_size", c.c_uint32),
-    ]
-
-
 def info(fd: int, kind: type[Any]) -> Any:
     """Read MapInfo, ProgramInfo or LinkInfo of an open BPF object."""
     record = kind()
@@ -264,7 +179,7 @@ def run(program: int, context: c.Structure | None = None) -> int:
 
     A syscall program reads and writes context in place.
     """
-    options = _TestRun(sz=c.sizeof(_TestRun))
+    options = TestRun(sz=c.sizeof(TestRun))
     if context is not None:
         options.ctx_in = c.addressof(context)
         options.ctx_size_in = c.sizeof(context)
@@ -358,6 +273,21 @@ def attach(program: int, cgroup: int, attach_type: int) -> int:
 def attach_lsm(program: int) -> int:
     """Attach an LSM program where its object says; gives the link's descriptor."""
     return _check(_lib.bpf_raw_tracepoint_open(None, program), "cannot attach it")
+
+
+def iterate(program: int) -> int:
+    """Make a link of an iterator program, to be read by iterator_output()."""
+    return _check(
+        _lib.bpf_link_create(program, 0, _TRACE_ITER, None),
+        "cannot make an iterator",
+    )
+
+
+def iterator_output(link: int) -> bytes:
+    """Run an iterator program over all there is, and give what it wrote."""
+    fd = _check(_lib.bpf_iter_create(link), "cannot run an iterator")
+    with os.fdopen(fd, "rb") as stream:
+        return stream.read()
 
 
 def swap(link: int, program: int) -> None:

@@ -21,11 +21,13 @@ from guard import libbpf, tables
 from guard.checks import Check, State, good
 from guard.errors import KernelError
 from guard.kernel import HOOKS as CGROUP_HOOKS
-from guard.kernel import Guard, pin_anew
+from guard.kernel import Guard
+from guard.pins import hand_over, pin_anew
 
 OBJECT = Path(__file__).with_name("lsm.bpf.o")
 HOOKS = (
-    *("lsm_connect", "lsm_sendmsg", "lsm_bpf", "lsm_mmap"),
+    *("lsm_connect", "lsm_sendmsg", "lsm_create", "lsm_free"),
+    *("lsm_bpf", "lsm_mmap"),
     *("lsm_unlink", "lsm_rmdir", "lsm_rename", "lsm_umount"),
 )
 _HAND_RUN = ("lsm_enrol", "lsm_remember")
@@ -129,6 +131,8 @@ def _load(guard: Guard, cgroup: Path) -> None:
                 obj.set_pin_path(name, guard.home / pin)
         obj.set_max_entries("ring", guard.map("ring").max_entries)
         obj.load()
+        for pin in _MAPS.values():
+            hand_over(guard.home / pin)
         for name in _HAND_RUN:
             pin_anew(obj.program(name), guard.home / name)
         enrol(guard.pin_dir)

@@ -35,6 +35,7 @@ _STATES = {
     "ended-itself": ", had ended by itself",
     "not-ended": ", could not be ended ({})",
 }
+_NAMED = 4  # of those that a packet can have come from
 _VERDICTS = {"deny": "denied", "allow": "allowed", "redirect": "redirected"}
 
 
@@ -50,17 +51,32 @@ def message(finding: Finding) -> str:
         lead = _LEAD[kind]
     user = finding.user or f"uid {finding.uid}"
     source = f" {address(finding.src)}" if finding.src else ""
-    if "no-process" in finding.incomplete:
+    if finding.makers:
+        who, what = _one_of(finding), ""
+    elif "no-process" in finding.incomplete:
         who, what = _unknown(finding, user), ""
     else:
         who = f"pid {finding.pid} ({finding.comm}, {user})"
         what = f"; {finding.exe or 'no executable'} in {finding.cwd}"
-    text = f"{lead}: {who}{source} -> {address(finding.dst)}{_why(finding)}{what}"
+    to = address(finding.dst)
+    if finding.destinations == "many":
+        to = f"many destinations, the first {to}"
+    text = f"{lead}: {who}{source} -> {to}{_why(finding)}{what}"
     if finding.unit:
         text += f", unit {finding.unit}"
     if finding.container:
         text += f", container {finding.container}"
     return printable(text)
+
+
+def _one_of(finding: Finding) -> str:
+    """Name those that a packet can have come from."""
+    shown = [
+        f"pid {maker.pid} ({maker.exe or maker.comm})"
+        for maker in finding.makers[:_NAMED]
+    ]
+    more = len(finding.makers) - len(shown)
+    return f"one of {', '.join(shown)}" + (f" and {more} more" if more else "")
 
 
 def _unknown(finding: Finding, user: str) -> str:

@@ -42,7 +42,7 @@ _OUTCOMES = {outcome: outcome.name.lower().replace("_", "-") for outcome in Outc
 _FLAGS = tuple(
     (flag, (flag.name or "").lower().replace("_", "-"))
     for flag in Flag
-    if flag is not Flag.LSM  # that lacks nothing
+    if flag not in (Flag.LSM, Flag.MANY)  # those lack nothing
 )
 
 
@@ -198,6 +198,7 @@ class Naming:
             last_us=(repeats.last_ns + to_real) // 1000 if repeats else 0,
             incomplete=_incomplete(flags) if flags else (),
             lock="lsm" if flags & Flag.LSM else None,
+            destinations="many" if flags & Flag.MANY else None,
         )
 
 

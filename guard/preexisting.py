@@ -30,6 +30,7 @@ from guard.origin import Naming
 from guard.policy import Policy
 from guard.policy.evaluate import Caller, Decision, Destination, evaluate
 from guard.policy.files import stat_identify
+from guard.privileges import Capability, missing
 from guard.procfs import finding, look
 from guard.sockdiag import SYN_SENT, Connection, connections, destroy, is_any_open
 
@@ -220,6 +221,7 @@ class Before:
                         now.append(older)
             if known is not None:
                 return ""
+            self._tell_unseen(policy, "those of other network namespaces are not told")
             due = {"due_ns": _now_ns() + policy.before.grace_ns} if self._to_end else {}
             self._guard.set_about(**{_RECORD: found | due})
             if now:
@@ -235,6 +237,8 @@ class Before:
         """
         with self._said("none is ended"):
             policy = self._policy()
+            if policy:
+                self._tell_unseen(policy, "in other network namespaces none is ended")
             older = survey(self._guard, policy) if policy else iter(())
             self._end(
                 each
@@ -242,6 +246,15 @@ class Before:
                 if each.finding.outcome == TO_END
                 and each.connection.cookie in self._to_end
             )
+
+    def _tell_unseen(self, policy: Policy, so: str) -> None:
+        """Tell of what guardd's own user cannot do: go into other namespaces."""
+        if missing(Capability.CAP_SYS_ADMIN) and is_any_open(policy.ports, True):
+            self._trouble(f"{so}: that takes CAP_SYS_ADMIN, as guardctl load has it")
+
+    def _trouble(self, what: str) -> None:
+        text = f"connections that are older than the guard: {what}"
+        self._tell(Notice(Kind.LOST, time.time_ns() // 1000, text, priority=3))
 
     def _end(self, older: Iterable[Older]) -> None:
         record = dict(self._guard.about().get(_RECORD, {}))
@@ -261,8 +274,7 @@ class Before:
         try:
             yield
         except (GuardError, OSError, psutil.Error, ValueError) as error:
-            text = f"connections that are older than the guard: {so}: {error}"
-            self._tell(Notice(Kind.LOST, time.time_ns() // 1000, text, priority=3))
+            self._trouble(f"{so}: {error}")
 
 
 def _now_ns() -> int:

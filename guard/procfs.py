@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from guard.finding import Finding, Kind, Process
 from guard.origin import Naming, cgroup2_path, container_of, unit_of
 from guard.policy.evaluate import Caller, Executable, ExeId
 from guard.policy.files import device_number, is_trusted
+from guard.sockholders import socket_holders
 
 _DELETED = " (deleted)"  # proc_pid_exe(5)
 
@@ -146,16 +147,25 @@ def holders(inodes: Collection[int]) -> dict[int, tuple[int, ...]]:
     One that nobody holds is not in it: it was closed, or it waits in a message
     to another process (SCM_RIGHTS).
     """
-    wanted = {f"socket:[{inode}]": inode for inode in inodes}
+    told = socket_holders()
+    pairs = _open_sockets(inodes) if told is None else told
     found: dict[int, dict[int, None]] = {}
+    for inode, pid in pairs:
+        if inode in inodes:
+            found.setdefault(inode, {})[pid] = None
+    return {inode: tuple(pids) for inode, pids in found.items()}
+
+
+def _open_sockets(inodes: Collection[int]) -> Iterator[tuple[int, int]]:
+    """Give inode and pid of those that /proc shows: of others, to root alone."""
+    wanted = {f"socket:[{inode}]": inode for inode in inodes}
     for pid in psutil.pids():
         with contextlib.suppress(OSError):  # it ended
             for entry in os.scandir(f"/proc/{pid}/fd"):
                 with contextlib.suppress(OSError):  # it closed this one
                     inode = wanted.get(os.readlink(entry.path))
                     if inode is not None:
-                        found.setdefault(inode, {})[pid] = None
-    return {inode: tuple(pids) for inode, pids in found.items()}
+                        yield inode, pid
 
 
 def finding(

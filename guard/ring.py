@@ -22,6 +22,7 @@ LOSSES = {
     Counter.NO_STORAGE: "a socket took no record: source port and end not known",
     Counter.LOST_TOUCHED: "the ring was full: who reached for the guard itself",
     Counter.NO_OWNER: "too many connections at once: not in the map of owners",
+    Counter.NO_MAKER: "too many raw or packet sockets at once: who made one",
     Counter.NO_MARK: "a socket took no mark: refused by the second lock",
 }
 

@@ -14,7 +14,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from systemd import daemon as sd
 
@@ -45,12 +45,12 @@ class Service:
     _witness: Witness
     _scribe: Clerk
     _files: FileWatch
+    _signals: ClassVar[set[int]] = set()  # of this process, whatever it serves
 
     def __init__(self, options: argparse.Namespace) -> None:
         """Keep the options; nothing is touched before start()."""
         self._options = options
         self._selector = selectors.DefaultSelector()
-        self._signals: set[int] = set()
         self._naming = Naming()
         self._unwatched = ""  # why files are not followed; "" when they are
 

@@ -27,6 +27,7 @@ from typing import Any, TypeVar
 import psutil
 
 from guard.errors import SockDiagError
+from guard.privileges import Capability, missing
 from guard.procfs import holders
 from guard.tables import netns_cookie
 
@@ -63,12 +64,20 @@ class Connection:
     pids: tuple[int, ...]
 
 
-def is_any_open(ports: Collection[int]) -> bool:
-    """Tell whether it is worth to list: mostly, at boot, it is not."""
+def is_any_open(ports: Collection[int], elsewhere: bool = False) -> bool:
+    """Tell whether it is worth to list: mostly, at boot, it is not.
+
+    elsewhere: only in other network namespaces than this process's.
+    """
     peers = "|".join(f"{port:04X}" for port in ports)
     states = "|".join(f"{state:02X}" for state in (ESTABLISHED, SYN_SENT, CLOSE_WAIT))
     row = re.compile(rf":(?:{peers}) (?:{states}) ".encode())  # proc(5), /proc/net/tcp
-    return any(row.search(_tables(pids)) for pids in _namespaces().values())
+    here = _own_namespace() if elsewhere else 0
+    return any(
+        row.search(_tables(pids))
+        for netns, pids in _namespaces().items()
+        if netns != here
+    )
 
 
 def _tables(pids: list[int]) -> bytes:
@@ -86,8 +95,9 @@ def _tables(pids: list[int]) -> bytes:
 def connections(ports: Collection[int]) -> list[Connection]:
     """List the open connections to these ports in all network namespaces.
 
-    A namespace counts when a process is in it. Connections that were accepted,
-    from a peer with such a port, are left out. Raises SockDiagError.
+    A namespace counts when a process is in it; without CAP_SYS_ADMIN, which it takes
+    to go into another, only this process's own. Connections that were accepted, from
+    a peer with such a port, are left out. Raises SockDiagError.
     """
     return list(_ask({"list": sorted(ports)}, _connection))
 
@@ -147,6 +157,10 @@ def _namespaces() -> dict[int, list[int]]:
     return found
 
 
+def _own_namespace() -> int:
+    return os.stat("/proc/self/ns/net").st_ino
+
+
 def _namespace(netns: int, pids: list[int]) -> int | None:
     """Open a namespace; None: no process is in it any more."""
     for pid in pids:
@@ -164,7 +178,13 @@ def _each(netnses: dict[int, list[int]]) -> Iterator[tuple[int, socket.socket]]:
     There is no way back: this process has nothing else to do.
     """
     libc = ctypes.CDLL(None, use_errno=True)
+    here, confined = _own_namespace(), missing(Capability.CAP_SYS_ADMIN)
     for netns, pids in netnses.items():
+        if confined:
+            if netns == here:
+                with _sock_diag() as link:
+                    yield netns, link
+            continue
         there = _namespace(netns, pids)
         if there is None:  # nor any connection
             continue
@@ -173,10 +193,15 @@ def _each(netnses: dict[int, list[int]]) -> Iterator[tuple[int, socket.socket]]:
                 raise OSError(ctypes.get_errno(), "setns")
         finally:
             os.close(there)
-        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _SOCK_DIAG) as link:
-            link.settimeout(_SECONDS)
-            link.bind((0, 0))
+        with _sock_diag() as link:
             yield netns, link
+
+
+def _sock_diag() -> socket.socket:
+    link = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _SOCK_DIAG)
+    link.settimeout(_SECONDS)
+    link.bind((0, 0))
+    return link
 
 
 def _messages() -> tuple[Any, Any]:

@@ -41,6 +41,8 @@ MAPS = {
     "owners": "owners",
     "attempts": "attempts",
     "folds": "folds",
+    "makers": "makers",
+    ".data.closed": "closed",
     "conns": "conns",
 }
 # The maps that hold a policy's rows, and the type of their keys.
@@ -68,7 +70,7 @@ class FileIdentity:
 
 def netns_cookie() -> int:
     """Give the cookie of this process's network namespace."""
-    with socket.socket() as probe:
+    with socket.socket(socket.AF_UNIX) as probe:  # guardd's unit has no other family
         raw = probe.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8)
     return int.from_bytes(raw, "little")
 
@@ -206,7 +208,7 @@ class Tables:
 
         Raises OSError when path cannot be opened.
         """
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(path, os.O_PATH | os.O_CLOEXEC)  # guardd may not read it
         try:
             question = abi.Identity(fd=fd)
             libbpf.run(self._identify, question)

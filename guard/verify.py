@@ -19,7 +19,8 @@ from guard.checks import Check, State, good
 from guard.errors import GuardError, KernelError, PolicyError
 from guard.force import daemon_pid, exe_keys
 from guard.hosts import own_addresses
-from guard.kernel import Guard, open_to_others
+from guard.kernel import Guard
+from guard.pins import open_to_others
 from guard.policy import Policy, Rows, compile_rows, load
 from guard.tables import MAPS, ROW_MAPS, guarded_ports, netns_cookie, row_slot
 
@@ -99,7 +100,7 @@ def _pins(guard: Guard) -> Check:
         return Check(
             "pins",
             State.BAD,
-            f"others than root may enter {guard.pin_dir}",
+            f"others than root and guardd may enter {guard.pin_dir}",
             f"chmod -R go= {guard.pin_dir}; find out who let them in",
         )
     return good("pins", f"those of what is attached, under {guard.pin_dir}")
@@ -127,7 +128,7 @@ def _programs(guard: Guard) -> Check:
             tags = {hook: libbpf.tag(fresh.program(hook)) for hook in kernel.HOOKS}
     except KernelError as error:
         return Check("programs", State.BAD, str(error), error.hint)
-    others = [a.name for a in guard.attachments() if a.tag != tags[a.name]]
+    others = [a.name for a in guard.attachments() if _tag(a) != tags[a.name]]
     if others:
         return Check(
             "programs",
@@ -136,6 +137,14 @@ def _programs(guard: Guard) -> Check:
             f"after an upgrade: systemctl restart smtp-guard; else {_TAMPERED}",
         )
     return good("programs", "those of the installed object")
+
+
+def _tag(link: kernel.Attachment) -> str:
+    program = libbpf.program_by_id(link.program_id)
+    try:
+        return libbpf.tag(program)
+    finally:
+        os.close(program)
 
 
 def _maps(guard: Guard) -> Check:

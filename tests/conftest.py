@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from guard import kernel
+from guard import pins
 
 # A slow machine is no bug of the code under test.
 settings.register_profile("guard", deadline=None)
@@ -22,4 +22,4 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         pytest.exit("the tests work on the kernel: run them as root", returncode=1)
     # A guardd of a test has a mount namespace of its own: what it would mount
     # there itself, the test could not see.
-    kernel.ensure_bpffs(Path("/sys/fs/bpf"))
+    pins.ensure_bpffs(Path("/sys/fs/bpf"))

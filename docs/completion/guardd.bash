@@ -11,7 +11,7 @@ _guardd() {
 	case $option in
 	--policy) compopt -o default ;;
 	--cgroup | --pin-dir) compopt -o dirnames ;;
-	--design) mapfile -t COMPREPLY < <(compgen -W 'bpf owner' -- "$2") ;;
+	--design) mapfile -t COMPREPLY < <(compgen -W 'auto bpf owner' -- "$2") ;;
 	--ring-bytes) mapfile -t COMPREPLY < <(compgen -W '4194304 16777216 67108864' -- "$2") ;;
 	*)
 		mapfile -t COMPREPLY < <(compgen -W '--policy --cgroup --pin-dir --ring-bytes

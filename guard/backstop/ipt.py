@@ -23,6 +23,7 @@ from typing import Any
 import iptc
 
 _LOCK = "/run/xtables.lock"  # XT_LOCK_NAME, iptables(8)
+_BEHIND = "behind"  # as guard/backstop/iptables.py reads it
 
 
 def answer(question: dict[str, Any]) -> dict[str, str]:
@@ -123,15 +124,21 @@ iptc.Target.reset = _reset_with_room
 
 
 def _state(table: Any, chains: list[str], family: str) -> Iterator[str]:
-    """Give a line a rule that is ours or leads to ours, without its counters."""
+    """Give a line a rule that is ours or leads to ours, without its counters.
+
+    What leads to ours is the first of its chain, or behind a rule of somebody else's
+    that may let pass what ours would meet.
+    """
     for chain in table.chains:
+        jump = "first"
         for number, rule in enumerate(chain.rules):
             leads = rule.target is not None and rule.target.name in chains
             if chain.name not in chains and not leads:
+                jump = _BEHIND
                 continue
             parts = iptc.easy.decode_iptc_rule(rule, ipv6=family == "6")
             parts.pop("counters", None)
-            place = number if chain.name in chains else "jump"
+            place = number if chain.name in chains else jump
             text = json.dumps(parts, sort_keys=True)
             yield f"{family} {chain.name} {place} {text}"
 

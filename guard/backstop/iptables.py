@@ -61,6 +61,12 @@ class Iptables:
         """Give what is in force, as text that only changes when that does."""
         return self._ask("state")
 
+    def what(self, state: str) -> str:
+        """Say what somebody did, by the state it left."""
+        if any(line.split(" ", 3)[2] == "behind" for line in state.splitlines()):
+            return "put rules of others before"
+        return "changed" if state else "flushed"
+
     def remove(self) -> bool:
         """Take the chains out; False: there were none."""
         there = bool(self.state())
@@ -88,7 +94,8 @@ class Iptables:
         if "error" in answer:
             raise BackstopError(
                 f"iptables: {answer['error']}",
-                hint="has this kernel legacy iptables? iptables-legacy -L tells",
+                hint="has this kernel legacy iptables? iptables-legacy -L tells; "
+                "guardd's unit takes smtp-guard-iptables.conf for it",
             )
         return str(answer["state"])
 

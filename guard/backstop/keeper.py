@@ -55,6 +55,9 @@ class Backend(Protocol):
     def state(self) -> str:
         """Give what is in force as text; "": nothing."""
 
+    def what(self, state: str) -> str:
+        """Say what somebody did, by the state it left."""
+
     def remove(self) -> bool:
         """Take it out; False: it was not there."""
 
@@ -356,7 +359,7 @@ class Keeper:
             self._put(self._fresh())
             return
         if self.why or state != self._state:
-            what = "changed" if state else "flushed"
+            what = self._backend.what(state)
             yield Check(
                 "backstop",
                 State.BAD,
@@ -415,15 +418,16 @@ def compare(about: dict[str, Any], pin_dir: Path) -> Check:
         remedy = "guardctl doctor tells what this host has; kind in [backstop]"
         return Check("backstop", State.WARN, f"no second lock: {why}", remedy)
     try:
-        state = _BACKENDS[kind](table_name(pin_dir)).state()
+        backend = _BACKENDS[kind](table_name(pin_dir))
+        state = backend.state()
     except BackstopError as error:
         return Check("backstop", State.BAD, str(error), error.hint)
     if digest(state) != about.get("state"):
-        what = "changed" if state else "gone"
+        what = f"somebody {backend.what(state)} the rules of {kind}"
         return Check(
             "backstop",
             State.BAD,
-            f"the rules of {kind} are {what}",
+            what if state else f"the rules of {kind} are gone",
             "guardctl policy apply puts them back; guardd does so within a minute, "
             'unless the policy says tamper = "report"',
         )

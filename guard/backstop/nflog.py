@@ -102,19 +102,23 @@ class PacketLog:
         """Give the descriptor to wait on."""
         return self._fd
 
-    def read(self, batches: int = 256) -> None:
-        """Hand over what is there, at most so many batches of packets."""
+    def read(self, batches: int = 256) -> bool:
+        """Hand over what is there, at most so many batches of packets.
+
+        True: nothing is left.
+        """
         for _ in range(batches):
             try:
                 data = self._socket.recv(_LARGEST)
             except BlockingIOError:
-                return
+                return True
             except OSError as error:
                 if error.errno != errno.ENOBUFS:  # some were lost, see lost
                     raise
                 self._overrun = True
                 continue
             self._lib.nflog_handle_packet(self._handle, data, len(data))
+        return False
 
     @property
     def lost(self) -> int:

@@ -75,6 +75,10 @@ class Nftables:
             if self._has(family)
         )
 
+    def what(self, state: str) -> str:
+        """Say what somebody did, by the state it left."""
+        return "changed" if state else "flushed"
+
     def remove(self) -> bool:
         """Take the tables out; False: there were none."""
         there = [family for family in ("inet", "netdev") if self._has(family)]

@@ -16,11 +16,12 @@ from click.shell_completion import CompletionItem
 
 from guard import __version__
 from guard.cli import complete
-from guard.errors import EX_IOERR, GuardError, NotRoot
+from guard.errors import EX_IOERR, GuardError, NotPrivileged
+from guard.privileges import SERVICE, missing
 from guard.text import printable_lines
 
 PROGRAM = "guardctl"
-# Not kernel.DEFAULT_PIN_DIR: importing that costs more than reading the journal.
+# Not pins.DEFAULT_PIN_DIR: importing that costs more than reading the journal.
 PIN_DIR = Path("/sys/fs/bpf/smtp-guard")
 
 # One line a verb, so that --help and the others need not import them all.
@@ -77,10 +78,11 @@ class Verbs(click.Group):
         ]
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the verb: as root, but its --help is for everybody."""
+        """Run the verb: as root or as our units do; --help is for everybody."""
         verb = [*ctx.protected_args, *ctx.args]
-        if os.geteuid() != 0 and {"-h", "--help"}.isdisjoint(verb):
-            raise NotRoot(PROGRAM)
+        helps = not {"-h", "--help"}.isdisjoint(verb)
+        if os.geteuid() != 0 and not helps and (lacking := missing(*SERVICE)):
+            raise NotPrivileged(PROGRAM, ", ".join(lacking))
         try:
             return super().invoke(ctx)
         except BrokenPipeError:  # click would make it a 1, which means no rows

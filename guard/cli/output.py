@@ -95,6 +95,7 @@ def row(finding: Finding) -> dict[str, Any]:
         "kind": finding.kind.value,
         "mode": valid(finding.mode),
         "count": finding.count,
+        "destinations": _text(finding.destinations),
         "last": iso_time(finding.last_us) if finding.last_us else None,
         "connection": valid(finding.connection),
         "via": _end(finding.via) if finding.via else None,
@@ -110,6 +111,17 @@ def row(finding: Finding) -> dict[str, Any]:
         "exe_inode": finding.exe_inode,
         "exe_nlink": finding.exe_nlink,
         "incomplete": list(map(valid, finding.incomplete)),
+        "makers": [
+            {
+                "pid": m.pid,
+                "uid": m.uid,
+                "comm": valid(m.comm),
+                "exe": _text(m.exe),
+                "args": [valid(arg) for arg in m.args],
+                "unit": _text(m.unit),
+            }
+            for m in finding.makers
+        ],
     }
 
 
@@ -213,6 +225,11 @@ def cut_front(text: str, width: int) -> str:
     return f"…{text[1 - width :]}" if len(text) > width else text
 
 
+def _to(finding: Finding) -> str:
+    many = finding.destinations == "many"
+    return "many destinations" if many else address(finding.dst)
+
+
 class Table:
     """Findings as lines of at most `width` columns."""
 
@@ -236,12 +253,13 @@ class Table:
         if self.wide:
             wide = f"{cut(finding.outcome, 9):<9} {cut(finding.unit or '-', 18):<18} "
         repeats = f"{finding.count}x " if finding.kind is Kind.SUMMARY else ""
-        comm = f"{repeats}{cut(finding.comm, 15)} "
+        name = f"one of {len(finding.makers)}" if finding.makers else finding.comm
+        comm = f"{repeats}{cut(name, 15)} "
         room = max(self._rest - len(comm), 1)
         return (
             f"{short_time(finding.time_us)} {cut(verdict_word(finding), 10):<10} "
             f"{finding.pid:>7} {cut(user, 8):<8} "
-            f"{cut_front(address(finding.dst), 19):<19} {wide}"
+            f"{cut_front(_to(finding), 19):<19} {wide}"
             f"{cut(comm + cut_front(finding.cwd, room), self._rest)}"
         )
 

@@ -242,7 +242,7 @@ def _some(values: set[str], more: bool = False) -> str:
     shown = sorted(values)[:_SHOWN]
     rest = len(values) - len(shown)
     if not rest:
-        return ", ".join(shown)
+        return ", ".join(shown) + (" and more" if more else "")
     return f"{', '.join(shown)} and {'at least ' if more else ''}{rest} more"
 
 

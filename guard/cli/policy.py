@@ -144,6 +144,7 @@ def show(pin_dir: Path, file: Path | None, as_json: bool) -> None:
     _line("before", _before(policy))
     _line("tamper", _tamper(policy))
     _line("lsm", f"self_protection {policy.protection.name.lower()}")
+    _line("require", "bpf: nothing else is put in force" if policy.needs_bpf else "any")
     for rule in policy.rules:
         quiet = ", only counted" if policy.quiet(rule) else ""
         place = f"{rule.file}:{rule.line}" if rule.line else rule.file

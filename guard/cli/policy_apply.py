@@ -17,9 +17,9 @@ from guard.cli.notices import tell_journal
 from guard.errors import GuardError, NotApplied, NotLoaded
 from guard.force import daemon_pid, keeper_of, only_one, policy_notice, put_in_force
 from guard.kernel import Guard
+from guard.ownerrules import served_by, state_file
 from guard.policy import Policy, load
 from guard.text import json_text
-from guard.unaided import served_by, state_file
 
 _EXAMPLES = """\b
 Examples:

@@ -16,11 +16,11 @@ from guard.checks import State
 from guard.errors import EX_UNAVAILABLE, NotLoaded
 from guard.force import daemon_pid
 from guard.kernel import Guard
+from guard.ownerrules import read_state, served_by, state_file
 from guard.ring import LOSSES
 from guard.ringbuf import ring_backlog
 from guard.tables import guarded_ports
 from guard.text import json_text, printable
-from guard.unaided import read_state, served_by, state_file
 
 _EXAMPLES = """\b
 Examples:
@@ -70,6 +70,7 @@ def _tell_unaided(pin_dir: Path, state: dict[str, Any], as_json: bool) -> None:
             f"{word}, {state['mode']}, without kernel programs",
             fg="yellow" if in_force else "red",
         )
+        _line("why", state.get("why") or "?")
         _line("rules", check.detail)
         _line("policy", f"{state['policy']}, sha256 {state['policy_sha256'][:12]}")
         if state["refused"]:

@@ -11,15 +11,15 @@ import click
 
 from guard.backstop.keeper import remove_all, same_namespace
 from guard.cli.notices import tell_journal
-from guard.errors import AlreadyRunning, GuardError, NotLoaded
+from guard.errors import GuardError, NotLoaded
 from guard.finding import Kind, Notice
 from guard.force import only_one
 from guard.kernel import Guard, remains, take_out
 from guard.origin import Naming
+from guard.ownerrules import not_served, read_state, state_file
 from guard.policy import load
 from guard.scribe import Scribe
 from guard.text import json_text
-from guard.unaided import read_state, served_by, state_file
 
 _EXAMPLES = """\b
 Examples:
@@ -42,7 +42,7 @@ def command(pin_dir: Path, as_json: bool) -> None:
         guard = Guard(pin_dir)
     except NotLoaded:
         without = state_file(pin_dir)
-        _refuse_while_served(without)
+        not_served(pin_dir)
         about = (read_state(pin_dir) or {}).get("backstop") or {}
         same_namespace(about)
         with only_one(pin_dir) if remains(pin_dir) else contextlib.nullcontext():
@@ -62,15 +62,6 @@ def command(pin_dir: Path, as_json: bool) -> None:
         click.echo(json_text({"in_force": False, "pin_dir": str(pin_dir)}))
     else:
         click.echo("unloaded: outbound SMTP is open to every process")
-
-
-def _refuse_while_served(state: Path) -> None:
-    """Raise AlreadyRunning while the guardd runs that wrote this."""
-    pid = served_by(state)
-    if pid is not None:
-        raise AlreadyRunning(
-            f"these rules (pid {pid})", hint="stop it first: systemctl stop smtp-guard"
-        )
 
 
 def _unload(guard: Guard) -> None:

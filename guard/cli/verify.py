@@ -10,7 +10,7 @@ import click
 from guard.cli.answers import show_checks
 from guard.errors import NotLoaded
 from guard.kernel import Guard
-from guard.unaided import examine, read_state
+from guard.ownerrules import examine, read_state
 from guard.verify import verify
 
 _EXAMPLES = """\b

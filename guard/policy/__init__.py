@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What is allowed: from TOML to the rows that the kernel compares.
 
-Reading order: model, units, files, source, fields, parse, check; then
+Reading order: model, units, files, source, fields, settings, parse, check; then
 evaluate (the verdict in words) and rows (the same for the kernel).
 """
 
@@ -24,7 +24,7 @@ from guard.policy.model import (
     Problem,
     Rule,
 )
-from guard.policy.parse import load, parse, refresh
+from guard.policy.parse import load, parse, rebuild, refresh
 from guard.policy.rows import Rows, compile_rows
 
 __all__ = [
@@ -47,5 +47,6 @@ __all__ = [
     "exe_id",
     "load",
     "parse",
+    "rebuild",
     "refresh",
 ]

@@ -104,6 +104,7 @@ def policy_json(policy: Policy) -> dict[str, object]:
         "before": {"end": policy.before.end, "grace_ns": policy.before.grace_ns},
         "tamper": "repair" if policy.repair else "report",
         "self_protection": policy.protection.name.lower(),
+        "require": "bpf" if policy.needs_bpf else "any",
         "rules": [rule_json(policy, rule) for rule in policy.rules],
         "warnings": [problem.as_json() for problem in policy.warnings],
     }

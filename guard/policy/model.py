@@ -149,6 +149,7 @@ class Policy:
     before: Before = Before()
     repair: bool = True  # what somebody changes in the kernel is put back
     protection: Protection = Protection.OFF  # of who changes it, by the LSM
+    needs_bpf: bool = False  # without kernel programs it is not put in force
     sha256: bytes = bytes(32)  # of all files, in the order read
     files: tuple[Path, ...] = ()  # the policy file first, then its includes
     exes: frozenset[Path] = frozenset()  # as named, and every link on the way

@@ -18,13 +18,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from guard.abi import NAME_LEN, Direction, Mode, Protection, Verdict
+from guard.abi import NAME_LEN, Direction, Verdict
 from guard.errors import PolicyError
-from guard.policy.backstop import backstop_section
 from guard.policy.check import check_rules, check_size
 from guard.policy.fields import Table
 from guard.policy.files import doubt, is_missing, links_on_the_way, walk
-from guard.policy.model import DEFAULT_PORTS, Before, Fold, Policy, Rule, excerpt
+from guard.policy.model import Policy, Rule, excerpt
+from guard.policy.settings import VERDICTS, settings
 from guard.policy.source import (
     MAX_BYTES,
     MAX_FILES,
@@ -42,15 +42,13 @@ from guard.text import printable
 _MAIN_KEYS = (
     *("mode", "ports", "include", "rule"),
     *("local", "redirect", "fold", "before", "tamper", "backstop"),
-    "self_protection",
+    *("self_protection", "require"),
 )
 _INCLUDED_KEYS = ("include", "rule", "local")
 _RULE_KEYS = (
     *("name", "unit", "exe", "user", "group", "to", "ports"),
     *("verdict", "journal", "optional"),
 )
-_VERDICTS = {verdict.name.lower(): verdict for verdict in Verdict}
-_TO4, _TO6 = "127.0.0.1:25", "[::1]:25"
 _NAME_LIMIT = 64
 _ACCOUNTS = (Path("/etc/passwd"), Path("/etc/group"))
 
@@ -87,15 +85,23 @@ def refresh(policy: Policy) -> Policy:
     read, so that a file being edited has no effect before it is loaded. Raises
     PolicyError as `load` does.
     """
+    return replace(rebuild(policy.texts), files=policy.files)
+
+
+def rebuild(texts: tuple[tuple[str, str], ...]) -> Policy:
+    """Make a policy anew of the texts of one that was good, Policy.texts.
+
+    Raises PolicyError as `load` does.
+    """
     problems = Problems()
-    first = policy.texts[0][0]
+    first = texts[0][0]
     with _refused(first, problems):
         sources = [
             from_text(text, name, problems, main=not index)
-            for index, (name, text) in enumerate(policy.texts)
+            for index, (name, text) in enumerate(texts)
         ]
         known = [source for source in sources if source]
-        return replace(_build(first, known, problems), files=policy.files)
+        return _build(first, known, problems)
 
 
 @contextlib.contextmanager
@@ -113,7 +119,7 @@ def _build(name: str, sources: list[Source], problems: Problems) -> Policy:
         [rule for outbound, _ in parsed for rule in outbound]
         + [rule for _, local in parsed for rule in local]
     )
-    policy = _settings(sources[0], rules, problems) if sources else None
+    policy = settings(sources[0], rules, problems) if sources else None
     if policy is not None and check_size(policy, name, problems):
         check_rules(policy, problems)
     if policy is None or problems.errors:
@@ -199,73 +205,6 @@ def _real(path: Path) -> Path:
     return Path(os.path.realpath(path))  # resolve() raises RuntimeError then
 
 
-def _settings(main: Source, rules: tuple[Rule, ...], problems: Problems) -> Policy:
-    """Read what only the main file may say."""
-    top = Table(main, problems, main.data)
-    mode = top.choice("mode", ("observe", "enforce"))
-    ports = top.ports("ports")
-    tamper = "repair"
-    if "tamper" in top.data:
-        tamper = top.choice("tamper", ("repair", "report")) or tamper
-    protection = "off"
-    if "self_protection" in top.data:
-        words = ("off", "record", "deny")
-        protection = top.choice("self_protection", words) or protection
-    local = top.section("local", ("audit", "default", "rule"))
-    default = Verdict.ALLOW
-    if "default" in local.data:
-        word = local.choice("default", ("allow", "deny"))
-        default = _VERDICTS[word] if word else Verdict.DENY
-    audit = local.flag("audit")
-    redirect = top.section("redirect", ("to", "to6"))
-    targets = redirect.target("to", _TO4), redirect.target("to6", _TO6)
-    if not any(rule.verdict is Verdict.REDIRECT for rule in rules):
-        if redirect.data:
-            redirect.warn(
-                "",
-                "no rule redirects",
-                'give a rule verdict = "redirect", or remove the section',
-            )
-        targets = None, None
-    elif targets == (None, None) and not problems.errors:
-        redirect.error(
-            "",
-            "a rule redirects, but there is nowhere to",
-            f'write to = "{_TO4}", or give the rule verdict = "deny"',
-        )
-    fold = top.section("fold", ("window", "denied", "local"))
-    plain = Fold()
-    folding = Fold(
-        fold.duration("window", plain.window_ns, zero="never folds"),
-        fold.count_of("denied", plain.denied),
-        fold.count_of("local", plain.local),
-    )
-    before = top.section("before", ("end", "grace"))
-    if "grace" in before.data and not before.data.get("end"):
-        before.warn(
-            "grace",
-            "nothing is ended, so there is no grace",
-            "write end = true as well, or remove it",
-        )
-    older = Before(
-        before.flag("end") or False,
-        before.duration("grace", Before().grace_ns, zero="ends them at once"),
-    )
-    return Policy(
-        Mode.OBSERVE if mode == "observe" else Mode.ENFORCE,
-        DEFAULT_PORTS if ports is None else frozenset(ports),
-        rules,
-        True if audit is None else audit,
-        default,
-        *targets,
-        folding,
-        backstop_section(top),
-        older,
-        tamper == "repair",
-        Protection[protection.upper()],
-    )
-
-
 def _rules(source: Source, problems: Problems) -> tuple[list[Rule], list[Rule]]:
     """Read the outbound and the local rules of one file."""
     top = Table(source, problems, source.data)
@@ -312,7 +251,7 @@ def _rule(table: Table, direction: Direction) -> Rule:
     local = direction is Direction.LOCAL
     words = ("allow", "deny") if local else ("allow", "deny", "redirect")
     word = table.choice("verdict", words)
-    verdict = _VERDICTS[word] if word else Verdict.DENY
+    verdict = VERDICTS[word] if word else Verdict.DENY
     optional = table.flag("optional") or False
     journal = table.flag("journal")
     if journal is False and word in ("deny", "redirect"):

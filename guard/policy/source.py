@@ -20,6 +20,7 @@ from typing import Any
 
 from guard.policy.files import Doubt, doubt, walk
 from guard.policy.model import Problem, excerpt
+from guard.privileges import may_serve
 
 MAX_BYTES = 1 << 20  # of a policy file, and of all that it includes
 MAX_FILES = 64
@@ -201,8 +202,8 @@ def from_file(path: Path, problems: Problems, *, main: bool) -> Source | None:
         problems.add("error", name, *_explain(error, main))
         return None
     if doubts:
-        # Without root nothing can be loaded: a draft may be checked as it is.
-        root = os.geteuid() == 0
+        # Without privileges nothing can be loaded: a draft may be checked as it is.
+        root = os.geteuid() == 0 or may_serve()
         severity, what = ("error", "refused") if root else ("warning", "not loadable")
         problems.add(severity, name, f"{what}: {doubts.message}", doubts.remedy)
     try:

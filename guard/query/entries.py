@@ -15,11 +15,11 @@ from systemd import _reader
 
 from guard.errors import JournalError
 from guard.journal import IDENTIFIER
+from guard.privileges import ACCOUNT
 
 Entry: TypeAlias = dict[str, Any]  # bytes, or a list of them for a field given twice
 
-SERVICE = "smtp-guard.service"
-ACCOUNT = "smtp-guard"
+SERVICES = ("smtp-guard.service", "smtp-guard-load.service")
 
 # An entry is written after its connect(): at once, or when guardd is back. The
 # ring keeps what happened meanwhile, so --until looks so much further.
@@ -31,9 +31,9 @@ def writers(foreign: bool) -> list[str]:
 
     Any user may send journald an entry with our MESSAGE_ID; fields that begin
     with an underscore are journald's own and cannot be sent. Trusted are root,
-    the unit's processes, and on this host the account guardd runs as.
+    our units' processes, and on this host the account guardd runs as.
     """
-    trusted = ["_UID=0", f"_SYSTEMD_UNIT={SERVICE}"]
+    trusted = ["_UID=0", *(f"_SYSTEMD_UNIT={unit}" for unit in SERVICES)]
     if not foreign:
         with contextlib.suppress(KeyError):
             trusted.append(f"_UID={pwd.getpwnam(ACCOUNT).pw_uid}")
@@ -76,7 +76,10 @@ class Journal:
         return reader
 
     def _match(self, reader: Any, matches: Sequence[str]) -> None:
-        """Ask for (a trusted writer) and (ours) and (all of matches)."""
+        """Ask for (a trusted writer) and (ours) and (all of matches).
+
+        "+" among these parts alternatives.
+        """
         for number, trusted in enumerate(self._trusted):
             if number:
                 reader.add_disjunction()
@@ -85,7 +88,10 @@ class Journal:
         if not matches:  # any other names a field that only we have
             reader.add_match(f"SYSLOG_IDENTIFIER={IDENTIFIER}")
         for match in matches:
-            reader.add_match(match.encode("utf-8", "surrogateescape"))
+            if match == "+":
+                reader.add_disjunction()
+            else:
+                reader.add_match(match.encode("utf-8", "surrogateescape"))
 
     def forward(
         self, matches: Sequence[str], since_us: int, until_us: int

@@ -40,6 +40,8 @@ class Filter:
     def matches(self) -> list[str]:
         """Give what journald's index can find: "FIELD=value", ORed a field.
 
+        A "+" stands between two sets of which an entry meets either, as on
+        journalctl(1)'s command line: a sum over many destinations may be of any.
         A field with a shell pattern or a prefix among its values is left to
         accepts(). Raises BadQuery for a `to` that is no address.
         """
@@ -57,11 +59,12 @@ class Filter:
             indexed.append(("SMTPGUARD_EXE", self.exes))
         if not _patterns(self.units):
             indexed.append(("SMTPGUARD_UNIT", self.units))
+        matches = [f"{name}={value}" for name, values in indexed for value in values]
         networks = [_network(to) for to in self.to]
-        if all(net.prefixlen == net.max_prefixlen for net in networks):
-            addresses = [net.network_address for net in networks]
-            indexed.append(("SMTPGUARD_DST_ADDR", addresses))
-        return [f"{name}={value}" for name, values in indexed for value in values]
+        if not networks or any(net.prefixlen != net.max_prefixlen for net in networks):
+            return matches
+        there = [f"SMTPGUARD_DST_ADDR={net.network_address}" for net in networks]
+        return [*matches, *there, "+", *matches, "SMTPGUARD_DESTINATIONS=many"]
 
     def accepts(self) -> Callable[[Finding], bool]:
         """Give the test for all that matches() could not ask of journald."""
@@ -69,7 +72,10 @@ class Filter:
         since, until = self.since_us, self.until_us
         networks = [_network(to) for to in self.to]
         if any(net.prefixlen != net.max_prefixlen for net in networks):
-            tests.append(lambda f: _within(f.dst[0], tuple(networks)))
+            within = tuple(networks)
+            tests.append(
+                lambda f: f.destinations == "many" or _within(f.dst[0], within)
+            )
         if _patterns(self.exes):
             tests.append(lambda f: _like(f.exe, self.exes))
         if _patterns(self.units):

@@ -13,6 +13,7 @@ from guard.finding import Finding
 # kept, some 100 MB of the longest; the rest is counted as OTHERS.
 MOST = 50_000
 OTHERS = "(others)"
+MANY = "(many)"  # destinations, of which a sum tells
 
 FIELDS: dict[str, Callable[[Finding], Any]] = {
     "user": lambda f: f.user,
@@ -28,7 +29,7 @@ FIELDS: dict[str, Callable[[Finding], Any]] = {
     "unit": lambda f: f.unit,
     "cgroup": lambda f: f.cgroup,
     "container": lambda f: f.container,
-    "to": lambda f: f.dst[0],
+    "to": lambda f: MANY if f.destinations == "many" else f.dst[0],
     "port": lambda f: f.dst[1],
     "rule": lambda f: f.rule,
     "verdict": lambda f: f.verdict,

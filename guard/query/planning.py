@@ -87,3 +87,5 @@ def _add(candidate: Candidate, finding: Finding) -> None:
         candidate.to.add(finding.dst[0])
     elif finding.dst[0] not in candidate.to:
         candidate.more_to = True
+    if finding.destinations == "many":
+        candidate.more_to = True

@@ -120,6 +120,27 @@ def test_it_is_put_back_and_told_once(
     assert one["WHAT"] == "backstop" and one["REPAIRED"] == "1"
 
 
+@pytest.mark.parametrize("ground", ["iptables"], indirect=True)
+def test_a_rule_put_before_ours_is_told_and_ours_comes_first_again(
+    ground: Ground,
+) -> None:
+    guardd = ground.start()
+    for to in (MX4, MX6):
+        iptables("-I OUTPUT -p tcp -j ACCEPT", to)
+    assert not shut(ground)  # so it matters
+    done = ground.ctl("verify")
+    assert done.returncode and "rules of others before" in done.stdout, done
+    until(lambda: bool(tampered(ground)), "the finding", 70)
+    guardd.until(lambda: "changed by" not in guardd.status, "STATUS")
+    assert shut(ground)
+    for to in (MX4, MX6):
+        first, second = iptables("-S OUTPUT", to).splitlines()[1:3]
+        assert first.endswith("_OUTPUT") and second.endswith("-j ACCEPT")
+    assert not ground.ctl("verify").stdout.count("rules of others before")
+    (one,) = tampered(ground)
+    assert one["WHAT"] == "backstop" and one["REPAIRED"] == "1"
+
+
 @pytest.mark.parametrize("ground", ["nftables"], indirect=True)
 def test_with_report_it_is_told_and_left(ground: Ground) -> None:
     guardd = ground.start(policy(ground.kind, more='tamper = "report"'))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a connect to an unguarded port pays, beside programs that do nothing."""
+"""What other sockets and connects pay, beside programs that do nothing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,13 @@ from tests.bench.figure import Figure, Meter, bpf_stats
 from tests.faults.site import CHECKOUT, Site, policy
 
 ROUNDS, CONNECTS = 15, 4000
-EMPTY = {"empty_connect4": 10, "empty_sockops": 3}  # enum bpf_attach_type
+# enum bpf_attach_type
+EMPTY = {"empty_connect4": 10, "empty_sockops": 3, "empty_create": 2}
+_WHAT = {
+    "connect4": "a connect to an unguarded port",
+    "sockops": "a connect to an unguarded port",
+    "create": "a TCP socket",
+}
 
 
 def compile_empty(folder: Path) -> Path:
@@ -74,7 +80,7 @@ def measure(site: Site) -> list[Figure]:
     beside.mkdir()
     ours = {
         name: Meter(libbpf.get_pinned(site.guard.home / name))
-        for name in ("guard_connect4", "guard_sockops")
+        for name in (f"guard_{hook}" for hook in _WHAT)
     }
     laps: dict[str, list[float]] = {name: [] for name in (*ours, *EMPTY)}
     try:
@@ -92,11 +98,11 @@ def measure(site: Site) -> list[Figure]:
     assert site.count(Counter.JUDGED) == 0, "it was a guarded port"
     return [
         Figure.at_most(
-            f"a connect to an unguarded port: {hook} / empty {hook}",
+            f"{what}: {hook} / empty {hook}",
             2,
             ns[f"guard_{hook}"] / ns[f"empty_{hook}"],
             "x",
             f"{ns[f'guard_{hook}']:.0f} ns a run / {ns[f'empty_{hook}']:.0f} ns",
         )
-        for hook in ("connect4", "sockops")
+        for hook, what in _WHAT.items()
     ]

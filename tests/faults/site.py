@@ -118,13 +118,23 @@ class Ledger:
         assert self.lost == self.kernel_lost + self.unkept, said
 
 
+def lacking(capabilities: str) -> list[str]:
+    """Give what runs a program without these, as "bpf,perfmon"; setpriv(1)."""
+    if not capabilities:
+        return []
+    less = ",".join(f"-{name}" for name in capabilities.split(","))
+    return ["setpriv", f"--bounding-set={less}", f"--inh-caps={less}"]
+
+
 class Guardd:
     """One run of guardd in the foreground, as a process of its own."""
 
     def __init__(self, site: Site, *options: str, **more: str | bool) -> None:
         """Start it; more: policy, cgroup or pin_dir instead of the site's, netns for
         a network namespace of its own (or a file that leads to one), memory for a
-        cgroup of the memory controller, output="closed pipe".
+        cgroup of the memory controller, without="bpf,perfmon" for capabilities that
+        it is not to have, state for a folder to keep things in,
+        output="closed pipe".
         """
         number = next(_numbers)
         self.messages: list[str] = []  # of sd_notify(3)
@@ -135,6 +145,7 @@ class Guardd:
         self._listener.start()
         self.log = site.folder / f"guardd-{number}.log"
         argv = [sys.executable, "-X", "faulthandler", "-m", "guard.daemon"]
+        argv = [*lacking(str(more.get("without", ""))), *argv]
         argv += ["--foreground", *options]
         argv += ["--policy", str(more.get("policy", site.policy_file))]
         argv += ["--cgroup", str(more.get("cgroup", site.cgroup))]
@@ -156,7 +167,11 @@ class Guardd:
                 [*inside, "unshare", *spaces, "sh", "-ec", script]
                 + [str(site.journald.runtime), *argv],
                 cwd=CHECKOUT,
-                env={**os.environ, "NOTIFY_SOCKET": str(path)},
+                env={
+                    **os.environ,
+                    "NOTIFY_SOCKET": str(path),
+                    "STATE_DIRECTORY": str(more.get("state", "")),
+                },
                 stdout=subprocess.PIPE if "output" in more else log,
                 stderr=log,
             )

@@ -20,11 +20,14 @@ GENERATED = re.compile(
 # package's modules also each other. Those of cli/ stand side by side, see below.
 STAGES = [
     "errors",
+    "privileges",
     "text",
     "abi",
     "event",
     "policy",
+    "bpfstructs",
     "libbpf",
+    "pins",
     "ringbuf",
     "tables",
     "checks",
@@ -32,11 +35,14 @@ STAGES = [
     "kernel",
     "lsm",
     "ring",
+    "makers",
     "finding",
     "origin",
+    "sockholders",
     "procfs",
     "message",
     "touched",
+    "lists",
     "journal",
     "receipts",
     "delivery",
@@ -48,7 +54,9 @@ STAGES = [
     "filewatch",
     "sockdiag",
     "preexisting",
+    "lastpolicy",
     "force",
+    "ownerrules",
     "verify",
     "watch",
     "scribe",
@@ -66,7 +74,8 @@ CORPUS = CHECKOUT / "tests/fuzz/corpus"
 PYTHON_LINES, C_LINES = 450, 300
 # Longer, and why: one thing with no seam to cut it at.
 LONGER = {
-    "bpf/guard.h": 380,  # the contract, which both sides read as one
+    "bpf/guard.h": 400,  # the contract, which both sides read as one
+    "guard/abi.py": 470,  # and its mirror
 }
 
 NO_SPDX = {".md", ".gitignore", "LICENSE", ".json"}

@@ -10,7 +10,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from guard.finding import Finding, Kind, Notice, Process
+from guard.finding import Finding, Kind, Maker, Notice, Process
 from guard.journal import NOTICES
 
 BOOT = "c3e7caf302f84c289c136585bbc253b9"
@@ -153,6 +153,19 @@ findings = st.builds(
     lock=st.none() | st.just("nftables-egress"),
     count=_u32,
     last_us=_time,
+    destinations=st.none() | st.just("many"),
+    makers=st.lists(
+        st.builds(
+            Maker,
+            pid=_u32,
+            uid=_u32,
+            comm=hostile,
+            exe=_name,
+            args=st.lists(hostile, max_size=2).map(tuple),
+            unit=_name,
+        ),
+        max_size=3,
+    ).map(tuple),
     incomplete=st.sets(st.sampled_from(["args-cut", "no-exe"])).map(tuple),
 )
 notices = st.builds(
@@ -173,5 +186,6 @@ def whole() -> Finding:
         Kind.CLOSED,
         rule="r", loginuid=1, session=2, container="docker:x", error="ETIMEDOUT",
         via=("127.0.0.1", 25), count=2, last_us=3, lock="nftables-output",
-        incomplete=("args-cut",),
+        incomplete=("args-cut",), destinations="many",
+        makers=(Maker(7, 33, "nc", "/usr/bin/nc", ("nc", "-x"), None),),
     )  # fmt: skip

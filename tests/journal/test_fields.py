@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guard.errors import JournalError
-from guard.finding import Finding, Kind, Notice, Process
+from guard.finding import Finding, Kind, Maker, Notice, Process
 from guard.journal import MESSAGE_IDS, Found, fields, frame, lines, read
 from guard.message import message, priority
 from tests.journal.findings import PLAIN, finding, findings, hostile, notices, whole
@@ -121,6 +121,26 @@ def test_message_ids_are_128_random_bits_each_its_own() -> None:
             finding(Kind.SUMMARY, count=500, exe=None, comm="a\nMESSAGE=b", unit=None),
             "denied 500 times more: pid 4711 (a\\x0aMESSAGE=b, www-data) ->"
             " 203.0.113.9:25, no rule allows it; no executable in /srv/www/shop",
+            4,
+        ),
+        (
+            finding(Kind.SUMMARY, count=2900, destinations="many", unit=None),
+            "denied 2900 times more: pid 4711 (php8.2, www-data) -> many destinations,"
+            " the first 203.0.113.9:25, no rule allows it; /usr/bin/php8.2 in"
+            " /srv/www/shop",
+            4,
+        ),
+        (
+            finding(
+                Kind.BACKSTOP, pid=0, exe=None, unit=None, incomplete=("one-of",),
+                makers=tuple(
+                    Maker(n, 33, f"x{n}", exe, (), None)
+                    for n, exe in enumerate((None, "/bin/a", "/b", "/c", "/d"))
+                ),
+            ),
+            "met by the second lock: one of pid 0 (x0), pid 1 (/bin/a), pid 2 (/b),"
+            " pid 3 (/c) and 1 more -> 203.0.113.9:25, nftables-output: no connect()"
+            " was seen",
             4,
         ),
     ],

@@ -28,6 +28,7 @@ def names(found: list[Finding]) -> list[str]:
     return [one.connection for one in found]
 
 
+MANY = {"kind": Kind.SUMMARY, "destinations": "many", "dst": ("198.51.100.1", 465)}
 VARIED: dict[str, dict[str, Any]] = {
     "plain": {},
     "port": {"dst": ("203.0.113.9", 587)},
@@ -79,6 +80,28 @@ def test_filters_find_what_they_say(
     assert names(rows(journal)) == list(VARIED), "the control: all are there"
     backwards = rows(journal, newest_first=True, **question)
     assert names(backwards) == answer[::-1]
+
+
+@pytest.mark.parametrize(
+    ("question", "shown"),
+    [
+        ({"to": ("203.0.113.77",)}, ["near", "many"]),
+        ({"to": ("203.0.113.64/26",)}, ["near", "many"]),
+        ({"to": ("203.0.113.77",), "uids": (33,)}, ["near", "many"]),
+        ({"to": ("203.0.113.77",), "uids": (1001,)}, []),
+        ({"to": ("203.0.113.77",), "ports": (25,)}, ["near"]),
+        ({"ports": (465,)}, ["many"]),
+    ],
+)
+def test_a_sum_over_many_destinations_may_be_of_any(
+    store: Store, question: dict[str, Any], shown: list[str]
+) -> None:
+    journal = store(
+        finding(connection="near", **VARIED["near"]),
+        finding(connection="far", dst=("192.0.2.1", 25)),
+        finding(connection="many", **MANY),
+    )
+    assert names(rows(journal, **question)) == shown
 
 
 @pytest.mark.parametrize("newest_first", [False, True])
@@ -277,5 +300,7 @@ def test_the_guards_own_account_is_trusted_on_its_own_host_only(
     assert "_UID=65534" in writers(foreign=False)
     assert "_UID=65534" not in writers(foreign=True)
     monkeypatch.setattr("guard.query.entries.ACCOUNT", "no-such-account")
-    always = ["_UID=0", "_SYSTEMD_UNIT=smtp-guard.service"]
+    always = ["_UID=0"]
+    for name in ("smtp-guard", "smtp-guard-load"):
+        always.append(f"_SYSTEMD_UNIT={name}.service")
     assert writers(foreign=False) == writers(foreign=True) == always

@@ -19,6 +19,7 @@ from guard.errors import KernelError, NotLoaded
 from guard.kernel import HOOKS, Guard
 from tests.kernel.routes import plain
 from tests.kernel.world import ALLOW_MX, MX4, SMTP, Child, Watch, World
+from tests.lab.lab import wait_until
 
 Place = tuple[Path, Path]  # pins and cgroup
 
@@ -157,8 +158,11 @@ def test_a_pin_that_is_no_link_does_not_pass_for_one(
 
 def test_a_cgroup_that_vanished_is_replaced(world: World, place: Place) -> None:
     pins, cgroup = place
-    Guard.load(pins).attach(cgroup)
+    guard = Guard.load(pins)
+    guard.attach(cgroup)
     cgroup.rmdir()
+    # its links end some time after the folder
+    wait_until(lambda: guard.missing_hooks() == list(HOOKS), "the end of them", 10)
     cgroup.mkdir()
     assert world.act(partial(plain, MX4), cgroup).errno == 0  # another cgroup
     Guard.load(pins).attach(cgroup)

@@ -162,7 +162,6 @@ class World:
         self.guarded = self.base / "guarded"
         self.free = self.base / "free"  # the control of every denial
         self.pin_dir = BPFFS / self.name
-        self._home = os.open("/proc/self/ns/net", os.O_RDONLY)
 
     def __enter__(self) -> Self:
         sweep()
@@ -181,16 +180,18 @@ class World:
 
     def __exit__(self, *_: object) -> None:
         kill_cgroup(self.base)
-        for fd in (self.host, self.mx, self._home):
+        for fd in (self.host, self.mx):
             os.close(fd)
 
     def _new_netns(self) -> int:
+        before = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
         try:
             if _libc.unshare(CLONE_NEWNET):
                 raise OSError(ctypes.get_errno(), "unshare")
             return os.open("/proc/thread-self/ns/net", os.O_RDONLY)
         finally:
-            setns(self._home, CLONE_NEWNET)
+            setns(before, CLONE_NEWNET)
+            os.close(before)
 
     @contextlib.contextmanager
     def inside(self, netns: int) -> Iterator[None]:

@@ -7,14 +7,15 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from guard.unaided import STATE_DIR
-from tests.faults.site import Guardd, Site, build_connects
+from guard.ownerrules import STATE_DIR
+from tests.faults.site import CHECKOUT, Guardd, Site, build_connects, lacking
 from tests.kernel.world import MX4, MX6, SMTP, Child, Done, World
 from tests.lab.lab import wait_until
 
@@ -102,6 +103,27 @@ def host(tmp_path: Path, connects: Path) -> Iterator[Host]:
             path.unlink()
         if STATE_DIR.exists() and not any(STATE_DIR.iterdir()):
             shutil.rmtree(STATE_DIR)
+
+
+def guardctl(
+    host: Host, *argv: str, netns: str = "", without: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """Run guardctl on the host (or in another namespace), for this guard.
+
+    without: capabilities that it is not to have.
+    """
+    return subprocess.run(
+        [
+            *["nsenter", f"--net={netns or host.netns}", *lacking(without)],
+            *[sys.executable, "-m", "guard.cli.main"],
+            *["--pin-dir", str(host.site.pin_dir), *argv],
+        ],
+        capture_output=True,
+        text=True,
+        pass_fds=[host.world.host, host.world.mx],
+        cwd=CHECKOUT,
+        env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
+    )
 
 
 def rules_left() -> str:

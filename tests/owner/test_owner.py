@@ -11,18 +11,16 @@ import errno
 import json
 import os
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from guard.errors import EX_CONFIG, EX_TEMPFAIL, EX_UNAVAILABLE
 from guard.kernel import Guard
-from guard.unaided import STATE_DIR
+from guard.ownerrules import STATE_DIR
 from tests.faults.site import Guardd
 from tests.journald import until
 from tests.kernel.world import HOST4, MX4, MX6
-from tests.owner.conftest import KINDS, Host, rules_left
+from tests.owner.conftest import KINDS, Host, guardctl, rules_left
 
 NOBODY = 65534
 RULES = """\
@@ -37,27 +35,6 @@ name = "unit"
 unit = "{unit}"
 verdict = "allow"
 """
-
-
-def guardctl(
-    host: Host, *argv: str, netns: str = ""
-) -> subprocess.CompletedProcess[str]:
-    """Run guardctl on the host (or in another namespace), for this guard."""
-    return subprocess.run(
-        [
-            "nsenter",
-            f"--net={netns or host.netns}",
-            sys.executable,
-            "-m",
-            "guard.cli.main",
-        ]
-        + ["--pin-dir", str(host.site.pin_dir), *argv],
-        capture_output=True,
-        text=True,
-        pass_fds=[host.world.host, host.world.mx],
-        cwd=Path(__file__).resolve().parents[2],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
-    )
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -8,6 +8,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from guard.origin import Naming
 from guard.policy import parse
 from guard.policy.evaluate import Destination, evaluate
 from guard.procfs import Seen, finding, holders, look
+from tests.faults.site import lacking
 from tests.kernel.world import PROGRAMS, PROGRAMS_PREFIX
 from tests.lab.lab import wait_until
 
@@ -120,6 +122,18 @@ def test_all_who_hold_a_socket_are_found() -> None:
             other_inode: (os.getpid(),),
         }
     assert holders({inode}) == {}
+
+
+def test_root_without_our_kernel_programs_finds_them_too() -> None:
+    code = "import sys; from guard.procfs import holders; "
+    code += "print(holders({int(sys.argv[1])}))"
+    with socket.socket() as held:
+        inode = os.fstat(held.fileno()).st_ino
+        argv = [*lacking("bpf,perfmon,sys_admin"), sys.executable, "-c", code]
+        done = subprocess.run(
+            [*argv, str(inode)], capture_output=True, text=True, check=True
+        )
+    assert done.stdout.strip() == str({inode: (os.getpid(),)}), done
 
 
 def test_an_executable_is_compared_as_the_kernel_does(program: Path) -> None:

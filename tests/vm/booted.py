@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,6 +22,16 @@ from tests.lab.lab import wait_until
 UNITS = Path("/run/systemd/system")
 SINK = ("/opt/smtp-guard/tests/vm/inside/sink",)
 POLICY = Path("/etc/smtp-guard/policy.toml")
+CHECKOUT = Path(__file__).resolve().parents[2]
+LOAD, SERVICE = "smtp-guard-load.service", "smtp-guard.service"
+PROGRAMS = {"guardd": Path("/usr/sbin/guardd"), "guardctl": Path("/usr/bin/guardctl")}
+INSTALLED = {
+    LOAD: f"systemd/system/{LOAD}",
+    SERVICE: f"systemd/system/{SERVICE}",
+    "smtp-guard.sysusers": "sysusers.d/smtp-guard.conf",
+    "smtp-guard.tmpfiles": "tmpfiles.d/smtp-guard.conf",
+    "smtp-guard.catalog": "systemd/catalog/smtp-guard.catalog",
+}
 ENFORCE = 'mode = "enforce"\n'
 GUARDD = f"""\
 [Service]
@@ -86,6 +97,24 @@ def unit(name: str, text: str) -> None:
     """Write a unit for this boot."""
     UNITS.mkdir(parents=True, exist_ok=True)
     (UNITS / name).write_text(text)
+    shell("systemctl", "daemon-reload")
+
+
+def install(policy: str = ENFORCE) -> None:
+    """Have the units as a package leaves them, not enabled and not started."""
+    for name in ("guardd", "guardctl"):
+        program = PROGRAMS[name]
+        shutil.copy(CHECKOUT / "tests/vm/inside" / name, program)
+        program.chmod(0o755)
+    lib = Path("/usr/lib")
+    for name, target in INSTALLED.items():
+        (lib / target).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(CHECKOUT / "units" / name, lib / target)
+    POLICY.parent.mkdir(exist_ok=True)
+    POLICY.write_text(policy)
+    shell("systemd-sysusers", "smtp-guard.conf")
+    shell("systemd-tmpfiles", "--create", "smtp-guard.conf")
+    shell("journalctl", "--update-catalog")
     shell("systemctl", "daemon-reload")
 
 

@@ -14,7 +14,7 @@ from tests.vm.image import KERNELS, Image
 CHECKOUT = Path(__file__).resolve().parents[2]
 SCENARIOS = Path(__file__).with_name("scenarios")
 # Exit statuses of a scenario. 0 is none of them: any program may end with it.
-PASSED, NOT_TRIED = 123, 77
+PASSED, NOT_TRIED, AGAIN = 123, 77, 124  # again: boot what it has made of the disk
 _LEFT_OUT = shutil.ignore_patterns(
     ".git", ".venv", ".*_cache", ".hypothesis", "build", "dist", "*.egg-info"
 )
@@ -26,7 +26,7 @@ _COMMAND_LINE = (
 
 @dataclass(frozen=True)
 class Head:
-    """What the first lines of a scenario say: `# boot: bare`, `# seconds: 120`.
+    """What a scenario's first lines say: `# boot: bare`, `# seconds: 120` each boot.
 
     May be left out: `# append: lockdown=integrity`, the kernel's own options, and
     `# kernels: 6.1`, where what it is about does not change with the kernel.
@@ -34,6 +34,7 @@ class Head:
 
     boot: str
     seconds: int
+    boots: int  # at most
     append: str  # more for the kernel's command line
     kernels: tuple[str, ...]
 
@@ -65,8 +66,13 @@ def head(scenario: Path) -> Head:
         elif fields:
             break
     kernels = fields["kernels"].split() if "kernels" in fields else KERNELS
-    append = fields.get("append", "")
-    return Head(fields["boot"], int(fields["seconds"]), append, tuple(kernels))
+    return Head(
+        fields["boot"],
+        int(fields["seconds"]),
+        int(fields.get("boots", 1)),
+        fields.get("append", ""),
+        tuple(kernels),
+    )
 
 
 def checkout_disk(folder: Path) -> Path:
@@ -85,19 +91,47 @@ def checkout_disk(folder: Path) -> Path:
 def run(image: Image, kernel: str, scenario: Path, checkout: Path, folder: Path) -> End:
     """Boot a guest, run the scenario, give how it ended; logs go into folder.
 
-    One that is not over within its seconds is ended, and has no status.
+    One that is not over within its seconds is ended, and has no status. One that ends
+    with AGAIN is run by another boot, of the disk as it left it.
     """
     wants = head(scenario)
+    root = f"file={image.root},if=virtio,format=raw,snapshot=on,cache=unsafe"
+    if wants.boots > 1:
+        own = folder / "root.ext4"
+        subprocess.run(["cp", "--sparse=always", image.root, own], check=True)
+        root = f"file={own},if=virtio,format=raw,cache=unsafe"
+    ends: list[End] = []
+    while not ends or (ends[-1].status == AGAIN and len(ends) < wants.boots):
+        ends.append(_boot(image, kernel, scenario.name, wants, checkout, root, folder))
+    if wants.boots > 1:
+        own.unlink()
+    return End(
+        ends[-1].status,
+        "\n--- another boot\n".join(end.report for end in ends),
+        ends[-1].console,
+        sum(end.seconds for end in ends),
+    )
+
+
+def _boot(
+    image: Image,
+    kernel: str,
+    scenario: str,
+    wants: Head,
+    checkout: Path,
+    root: str,
+    folder: Path,
+) -> End:
     ports = [folder / name for name in ("console", "report", "status")]
     argv = [
         "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-no-reboot",
         "-display", "none", "-accel", "tcg,thread=multi", "-cpu", "max,cx16=off",
         "-smp", "2", "-m", "2048",
         *(word for port in ports for word in ("-serial", f"file:{port}")),
-        "-drive", f"file={image.root},if=virtio,format=raw,snapshot=on,cache=unsafe",
+        "-drive", root,
         "-drive", f"file={checkout},if=virtio,format=raw,readonly=on",
         "-kernel", str(image.kernel(kernel)), "-initrd", str(image.initrd(kernel)),
-        "-append", f"{_COMMAND_LINE} boot={wants.boot} scenario={scenario.name} "
+        "-append", f"{_COMMAND_LINE} boot={wants.boot} scenario={scenario} "
         f"{wants.append}",
     ]  # fmt: skip
     began = time.monotonic()

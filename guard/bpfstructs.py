@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Records that libbpf and the kernel fill, as far as libbpf.py uses them."""
+
+from __future__ import annotations
+
+import ctypes as c
+
+
+class MapInfo(c.Structure):
+    """struct bpf_map_info as far as the name, include/uapi/linux/bpf.h."""
+
+    _fields_ = [
+        ("type", c.c_uint32),
+        ("id", c.c_uint32),
+        ("key_size", c.c_uint32),
+        ("value_size", c.c_uint32),
+        ("max_entries", c.c_uint32),
+        ("map_flags", c.c_uint32),
+        ("name", c.c_char * 16),
+    ]
+
+
+class ProgramInfo(c.Structure):
+    """struct bpf_prog_info as far as run_cnt, include/uapi/linux/bpf.h."""
+
+    _fields_ = [
+        ("type", c.c_uint32),
+        ("id", c.c_uint32),
+        ("tag", c.c_uint8 * 8),
+        ("jited_prog_len", c.c_uint32),
+        ("xlated_prog_len", c.c_uint32),
+        ("jited_prog_insns", c.c_uint64),
+        ("xlated_prog_insns", c.c_uint64),
+        ("load_time", c.c_uint64),
+        ("created_by_uid", c.c_uint32),
+        ("nr_map_ids", c.c_uint32),
+        ("map_ids", c.c_uint64),
+        ("name", c.c_char * 16),
+        ("ifindex", c.c_uint32),
+        ("gpl_compatible", c.c_uint32),
+        ("netns_dev", c.c_uint64),
+        ("netns_ino", c.c_uint64),
+        ("nr_jited_ksyms", c.c_uint32),
+        ("nr_jited_func_lens", c.c_uint32),
+        ("jited_ksyms", c.c_uint64),
+        ("jited_func_lens", c.c_uint64),
+        ("btf_id", c.c_uint32),
+        ("func_info_rec_size", c.c_uint32),
+        ("func_info", c.c_uint64),
+        ("nr_func_info", c.c_uint32),
+        ("nr_line_info", c.c_uint32),
+        ("line_info", c.c_uint64),
+        ("jited_line_info", c.c_uint64),
+        ("nr_jited_line_info", c.c_uint32),
+        ("line_info_rec_size", c.c_uint32),
+        ("jited_line_info_rec_size", c.c_uint32),
+        ("nr_prog_tags", c.c_uint32),
+        ("prog_tags", c.c_uint64),
+        ("run_time_ns", c.c_uint64),
+        ("run_cnt", c.c_uint64),
+    ]
+
+
+class LinkInfo(c.Structure):
+    """struct bpf_link_info with its cgroup member, include/uapi/linux/bpf.h."""
+
+    _fields_ = [
+        ("type", c.c_uint32),
+        ("id", c.c_uint32),
+        ("prog_id", c.c_uint32),
+        ("pad", c.c_uint32),
+        ("cgroup_id", c.c_uint64),
+        ("attach_type", c.c_uint32),
+    ]
+
+
+class TestRun(c.Structure):
+    """struct bpf_test_run_opts, <bpf/bpf.h>."""
+
+    _fields_ = [
+        ("sz", c.c_size_t),
+        ("data_in", c.c_void_p),
+        ("data_out", c.c_void_p),
+        ("data_size_in", c.c_uint32),
+        ("data_size_out", c.c_uint32),
+        ("ctx_in", c.c_void_p),
+        ("ctx_out", c.c_void_p),
+        ("ctx_size_in", c.c_uint32),
+        ("ctx_size_out", c.c_uint32),
+        ("retval", c.c_uint32),
+        ("repeat", c.c_int),
+        ("duration", c.c_uint32),
+        ("flags", c.c_uint32),
+        ("cpu", c.c_uint32),
+        ("batch_size", c.c_uint32),
+    ]

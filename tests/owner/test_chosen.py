@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Where kernel programs are not to be had: by itself the owner design, or refused.
+
+What is missing is missing: guardd runs without the capabilities. The control is the
+same guardd with them.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+
+import pytest
+
+from guard.errors import EX_NOPERM, EX_UNAVAILABLE
+from guard.kernel import Guard
+from tests.faults.site import Guardd
+from tests.owner.conftest import Host, guardctl, rules_left
+
+# CAP_SYS_ADMIN stands for the two, capabilities(7)
+NO_BPF = "bpf,perfmon,sys_admin"
+REQUIRE = 'require = "bpf"\n'
+
+
+def start(host: Host, without: str = NO_BPF, *options: str) -> Guardd:
+    return Guardd(host.site, *options, netns=host.netns, without=without)
+
+
+def policy(host: Host, head: str = "") -> None:
+    host.site.write_policy(f'mode = "enforce"\n{head}')
+
+
+def test_without_bpf_guardd_takes_the_owner_design_and_says_why(host: Host) -> None:
+    policy(host)
+    assert host.connect().errno == 0
+    for _ in range(2):  # and stays with it
+        guardd = start(host).ready()
+        assert host.connect().errno == errno.ECONNREFUSED
+        guardd.until(
+            lambda each=guardd: "CAP_BPF, CAP_PERFMON" in each.status, "STATUS"
+        )
+        assert guardd.status.startswith("enforce, without kernel programs")
+        assert guardd.end() == 0
+    told = [one["MESSAGE"] for one in host.findings("loaded")]
+    assert any("this process lacks CAP_BPF, CAP_PERFMON" in text for text in told), told
+    status = guardctl(host, "status")
+    assert status.returncode == 0 and "lacks CAP_BPF" in status.stdout, status
+    state = json.loads(guardctl(host, "status", "--json").stdout)
+    assert state["design"] == "owner" and "CAP_BPF" in state["why"]
+
+
+def test_with_them_it_takes_kernel_programs(host: Host) -> None:
+    policy(host)
+    start(host, "").ready()
+    assert host.connect(cgroup=host.site.cgroup).errno == errno.EPERM
+
+
+@pytest.mark.parametrize("by", ["policy", "option"])
+def test_it_refuses_where_that_is_asked_for(host: Host, by: str) -> None:
+    policy(host, REQUIRE if by == "policy" else "")
+    options = [] if by == "policy" else ["--design", "bpf"]
+    guardd = start(host, NO_BPF, *options)
+    assert guardd.process.wait(30) == EX_UNAVAILABLE
+    assert "kernel programs cannot be loaded: this process lacks" in guardd.said()
+    if by == "policy":
+        assert 'the policy says require = "bpf"' in guardd.said()
+    assert "READY=1" not in guardd.messages
+    assert host.connect().errno == 0
+    assert rules_left() == ""
+
+
+def test_a_policy_that_requires_more_is_refused_later_too(host: Host) -> None:
+    policy(host)
+    guardd = start(host).ready()
+    policy(host, REQUIRE)
+    guardd.reload()
+    assert host.connect().errno == errno.ECONNREFUSED
+    guardd.until(lambda: host.findings("policy-refused"), "the finding")
+    policy(host, "ports = [26]\n")
+    guardd.reload()
+    assert host.connect().errno == 0
+
+
+def test_load_does_the_same_and_guardd_goes_on(host: Host) -> None:
+    policy(host)
+    given = ("load", "--policy", str(host.site.policy_file))
+    done = guardctl(host, *given, without=NO_BPF)
+    assert done.returncode == 0 and "without kernel programs" in done.stdout, done
+    assert host.connect().errno == errno.ECONNREFUSED
+    again = guardctl(host, *given, without=NO_BPF)
+    assert again.returncode == 0, again
+    start(host).ready()
+    assert host.connect().errno == errno.ECONNREFUSED
+    beside = guardctl(host, *given, without=NO_BPF)
+    assert "stop it first" in beside.stderr, beside
+
+
+def test_load_refuses_where_the_policy_wants_it(host: Host) -> None:
+    policy(host, REQUIRE)
+    given = ("load", "--policy", str(host.site.policy_file))
+    done = guardctl(host, *given, without=NO_BPF)
+    assert done.returncode == EX_UNAVAILABLE, done
+    assert 'require = "bpf"' in done.stderr
+    assert host.connect().errno == 0
+
+
+def test_a_guard_in_the_kernel_is_not_given_up_for_rules(host: Host) -> None:
+    policy(host)
+    assert start(host, "").ready().end() == 0
+    guardd = start(host)
+    assert guardd.process.wait(30) == EX_NOPERM
+    assert "lacks CAP_BPF, CAP_PERFMON" in guardd.said()
+    assert Guard(host.site.pin_dir).missing_hooks() == []
+    assert host.connect(cgroup=host.site.cgroup).errno == errno.EPERM
+
+
+def test_what_any_design_needs_is_named(host: Host) -> None:
+    policy(host)
+    guardd = start(host, "net_admin,sys_ptrace")
+    assert guardd.process.wait(30) == EX_NOPERM
+    assert "it lacks CAP_NET_ADMIN, CAP_SYS_PTRACE" in guardd.said()

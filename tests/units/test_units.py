@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What systemd itself says of our units: are they right, and how open are they?
+
+That the services work inside of it is shown in guests: tests/vm/scenarios/service.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+UNITS = Path(__file__).resolve().parents[2] / "units"
+LOAD, SERVICE = "smtp-guard-load.service", "smtp-guard.service"
+# systemd-analyze(1): 0 is closed, 10 is open
+LIMITS = {LOAD: 2.5, SERVICE: 1.5}
+ROOM = "var/lib run etc usr/bin usr/sbin"  # of what a unit may name
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Give a root directory that has systemd's units and ours, and our programs."""
+    units = tmp_path / "usr/lib/systemd/system"
+    shutil.copytree("/lib/systemd/system", units, symlinks=True)
+    for folder in ROOM.split():
+        (tmp_path / folder).mkdir(parents=True)
+    for link in ("bin", "sbin", "lib"):
+        (tmp_path / link).symlink_to(f"usr/{link}")
+    for name in (LOAD, SERVICE):
+        shutil.copy(UNITS / name, units)
+    for program in ("bin/guardctl", "sbin/guardd", "bin/kill", "bin/systemd-tmpfiles"):
+        (tmp_path / "usr" / program).write_text("#!/bin/sh\n")
+        (tmp_path / "usr" / program).chmod(0o755)
+    return tmp_path
+
+
+def verify(root: Path, name: str) -> subprocess.CompletedProcess[str]:
+    argv = ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no"]
+    return subprocess.run(
+        [*argv, f"--root={root}", name], capture_output=True, text=True
+    )
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_systemd_finds_nothing_wrong(root: Path, name: str) -> None:
+    done = verify(root, name)
+    assert done.returncode == 0 and not done.stderr, done
+    path = root / "usr/lib/systemd/system" / name
+    path.write_text(path.read_text().replace("ProtectClock=", "ProtectClok="))
+    control = verify(root, name)
+    assert "ProtectClok" in control.stderr, control
+
+
+@pytest.mark.parametrize(("name", "limit"), LIMITS.items())
+def test_the_sandbox_is_as_tight_as_it_was(name: str, limit: float) -> None:
+    argv = ["systemd-analyze", "security", "--offline=true", "--no-pager"]
+    done = subprocess.run(
+        [*argv, f"--threshold={limit * 10:.0f}", UNITS / name],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = re.search(r"exposure level for \S+: (\d+\.\d)", done.stdout)
+    assert found and float(found[1]) <= limit, done.stdout
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_each_capability_has_its_reason(name: str) -> None:
+    """In the comment above, and what is in effect is what is bounded."""
+    text = (UNITS / name).read_text()
+
+    def granted(key: str) -> set[str]:
+        lines = re.findall(rf"^{key}=(.*)$", text, re.M)
+        return {word for line in lines for word in line.split()}
+
+    ambient = granted("AmbientCapabilities")
+    assert ambient and ambient == granted("CapabilityBoundingSet")
+    comment = "".join(re.findall(r"^# (CAP_.*)$", text, re.M))
+    assert ambient == set(re.findall(r"CAP_\w+", comment))
+
+
+def test_stopping_either_runs_nothing() -> None:
+    for name in LIMITS:
+        assert "ExecStop" not in (UNITS / name).read_text()
+
+
+def test_systemd_reads_sysusers_and_tmpfiles(tmp_path: Path) -> None:
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "run").mkdir()
+    for tool, name in (("sysusers", "sysusers"), ("tmpfiles", "tmpfiles")):
+        argv = [f"systemd-{tool}", f"--root={tmp_path}", UNITS / f"smtp-guard.{name}"]
+        done = subprocess.run(
+            [*argv, *(["--create"] if tool == "tmpfiles" else [])],
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done
+    passwd = (tmp_path / "etc/passwd").read_text()
+    assert "smtp-guard:x:" in passwd and "/usr/sbin/nologin" in passwd
+    lock = tmp_path / "run/xtables.lock"
+    assert lock.stat().st_mode & 0o777 == 0o640
