@@ -27,14 +27,14 @@ _COMMAND_LINE = (
 
 @dataclass(frozen=True)
 class Head:
-    """What the first lines of a scenario say: `# boot: bare`, `# seconds: 120`.
+    """What a scenario's first lines say: `# boot: bare`, `# seconds: 120` each boot.
 
-    May be left out: `# boots: 2`, `# append: lockdown=integrity`, the kernel's own
-    options, and `# kernels: 6.1`, where what it is about does not change with it.
+    May be left out: `# append: lockdown=integrity`, the kernel's own options, and
+    `# kernels: 6.1`, where what it is about does not change with the kernel.
     """
 
     boot: str
-    seconds: int  # of each boot
+    seconds: int
     boots: int  # at most
     append: str  # more for the kernel's command line
     kernels: tuple[str, ...]
