@@ -5,13 +5,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import os
 import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-
-import psutil
 
 from guard import kernel
 from guard.abi import Mode
@@ -21,60 +18,24 @@ from guard.firewalls import firewalls, run
 from guard.force import daemon_pid
 from guard.journal import SOCKET
 from guard.kernel import Guard
+from guard.needs import needs
 from guard.ownerrules import examine as without_programs
 from guard.ownerrules import read_state
 from guard.policy import DEFAULT_PORTS
 from guard.tables import guarded_ports
 from guard.verify import verify
 
-_OLDEST = (5, 19)  # bpf_loop(), bpf_skc_to_mptcp_sock()
-_TESTED = (6, 1)
-
 
 def examine(pin_dir: Path) -> Iterator[Check]:
     """Answer every question, from the kernel up to the mail server."""
-    yield _kernel()
-    yield _btf()
+    yield from needs()
     yield _libbpf()
     yield _cgroup2()
-    yield from _cgroup1()
     yield _jit()
     yield _journald()
     yield from _guard(pin_dir)
     yield from _firewalls(pin_dir)
     yield from _postfix()
-
-
-def _kernel() -> Check:
-    release = os.uname().release
-    numbers = tuple(int(n) for n in release.split("-")[0].split(".")[:2])
-    if numbers < _OLDEST:
-        return Check(
-            "kernel",
-            State.BAD,
-            f"Linux {release} is too old",
-            "run Linux 6.1 or later, as Debian 12 has it",
-        )
-    if numbers < _TESTED:
-        return Check(
-            "kernel",
-            State.WARN,
-            f"Linux {release}: older than any the guard was tested on",
-            "run Linux 6.1 or later, as Debian 12 has it",
-        )
-    return good("kernel", f"Linux {release}")
-
-
-def _btf() -> Check:
-    path = Path("/sys/kernel/btf/vmlinux")
-    if not path.exists():
-        return Check(
-            "BTF",
-            State.BAD,
-            f"{path} is missing: this kernel does not describe itself",
-            "boot a kernel built with CONFIG_DEBUG_INFO_BTF=y (Debian's are)",
-        )
-    return good("BTF", f"{path}")
 
 
 def _libbpf() -> Check:
@@ -93,20 +54,6 @@ def _cgroup2() -> Check:
         return good("cgroup2", f"mounted at {kernel.find_cgroup2()}")
     except KernelError as error:
         return Check("cgroup2", State.BAD, str(error), error.hint)
-
-
-def _cgroup1() -> Iterator[Check]:
-    """A socket can be in net_cls or in cgroup2, not in both, before 5.15."""
-    for part in psutil.disk_partitions(all=True):
-        options = part.opts.split(",")
-        if part.fstype == "cgroup" and {"net_cls", "net_prio"} & set(options):
-            yield Check(
-                "cgroup1",
-                State.WARN,
-                f"net_cls or net_prio is mounted at {part.mountpoint}",
-                "where a kernel before 5.15 uses them, sockets leave cgroup2 and the "
-                "guard: boot with cgroup_no_v1=net_cls,net_prio",
-            )
 
 
 def _jit() -> Check:

@@ -22,6 +22,7 @@ import psutil
 
 from guard import abi, libbpf
 from guard.errors import AbiMismatch, GuardError, KernelError, NotLoaded
+from guard.needs import explained
 from guard.pins import DEFAULT_PIN_DIR, ensure_bpffs, hand_over, pin, pin_anew
 from guard.policy import DEFAULT_FILE
 from guard.ringbuf import ring_backlog
@@ -43,6 +44,11 @@ HOOKS = {
 DENYING = ("guard_connect4", "guard_connect6")
 HAND_RUN = ("identify", "judge")
 _CGROUP_LINK = 3  # BPF_LINK_TYPE_CGROUP, include/uapi/linux/bpf.h
+_BESIDE_V1 = (  # systemd(1)
+    "boot without systemd.legacy_systemd_cgroup_controller, systemd then mounts it "
+    "beside v1; until then, with no unit known: mkdir /run/cgroup2 && mount -t cgroup2 "
+    "none /run/cgroup2"
+)
 
 
 @dataclass(frozen=True)
@@ -114,7 +120,8 @@ def is_loaded(pin_dir: Path) -> bool:
 
 def find_cgroup2() -> Path:
     """Give the mount point of cgroup v2, also beside v1. Raises KernelError."""
-    for part in psutil.disk_partitions(all=True):
+    mounts = psutil.disk_partitions(all=True)
+    for part in mounts:
         mount = Path(part.mountpoint)
         # the root has no type, cgroups(7); a folder that is mounted has
         if part.fstype == "cgroup2" and not (mount / "cgroup.type").exists():
@@ -122,7 +129,9 @@ def find_cgroup2() -> Path:
     raise KernelError(
         "no cgroup2 file system is mounted",
         errno.ENODEV,
-        hint="mount -t cgroup2 none /sys/fs/cgroup",
+        hint=_BESIDE_V1
+        if any(part.fstype == "cgroup" for part in mounts)
+        else "mount -t cgroup2 none /sys/fs/cgroup",
     )
 
 
@@ -201,7 +210,10 @@ class Guard(Tables):
                     ring = libbpf.Map(libbpf.get_pinned(home / "ring"))
                     ring_bytes = ring.max_entries
                 obj.set_max_entries("ring", ring_bytes or usual_ring_bytes())
-                obj.load()
+                try:
+                    obj.load()
+                except KernelError as error:
+                    raise explained(error) from None
                 for place in MAPS.values():
                     hand_over(home / place)
                 if fresh:
@@ -285,6 +297,8 @@ class Guard(Tables):
         for link in self.pin_dir.glob("link-lsm_*"):  # else it goes on alone
             link.unlink()
         for hook in reversed(HOOKS):
+            with contextlib.suppress(KernelError), _opened(self.link_path(hook)) as fd:
+                libbpf.detach(fd)
             self.link_path(hook).unlink(missing_ok=True)
 
     def unload(self) -> None:

@@ -13,8 +13,8 @@ packages=(
 )
 # What compiles and packages it.
 packages+=(
-	clang gcc libbpf-dev libc6-dev linux-libc-dev llvm make python3-pip
-	python3-setuptools python3-venv python3-wheel
+	clang debhelper dh-python gcc libbpf-dev libc6-dev linux-libc-dev lintian llvm
+	make python3-pip python3-setuptools python3-venv python3-wheel rpm
 )
 # What tests and linters use: a real mail server, its clients, the network.
 packages+=(
@@ -25,7 +25,7 @@ packages+=(
 # What reads the man pages, and the shells that complete.
 packages+=(fish man-db mandoc zsh)
 # What tests/vm makes and runs guests with.
-packages+=(e2fsprogs mmdebstrap qemu-system-x86)
+packages+=(dpkg-dev e2fsprogs mmdebstrap qemu-system-x86)
 # Not in Debian 12. Pinned: a new release must not turn a build red by itself.
 ruff=0.17.5
 

@@ -75,7 +75,7 @@ def _tell_unaided(pin_dir: Path, state: dict[str, Any], as_json: bool) -> None:
         _line("policy", f"{state['policy']}, sha256 {state['policy_sha256'][:12]}")
         if state["refused"]:
             _line("refused", state["refused"].splitlines()[0])
-        _line("ports", " ".join(map(str, state["ports"])))
+        _line("ports", _ports(state["ports"]))
         pid = state["guardd"]["pid"]
         _line("guardd", f"pid {pid}" if pid else "not running: nobody journals")
         for weaker in state["weaker"]:
@@ -125,6 +125,11 @@ def _state(guard: Guard) -> dict[str, Any]:
     }
 
 
+def _ports(ports: list[int]) -> str:
+    """Write them out, but for the whole that a table nobody filled stands for."""
+    return "every port" if len(ports) == 1 << 16 else " ".join(map(str, ports))
+
+
 def _before(open: int, denied: int, due_ns: int | None = None) -> str:
     text = f"{open} connections were open at load, {denied} denied by the policy"
     if due_ns is None:
@@ -152,7 +157,7 @@ def _show(state: dict[str, Any]) -> None:
         _line("refused", state["refused"].splitlines()[0])
     if state["changed"]:
         _line("CHANGED", f"by somebody: {', '.join(state['changed'])}")
-    _line("ports", " ".join(map(str, state["ports"])))
+    _line("ports", _ports(state["ports"]))
     _line("cgroup", state["cgroup"])
     _line("lsm", state["lsm"])
     _line("loaded", f"{_ago(state['uptime_s'])} ago, smtp-guard {state['version']}")

@@ -98,7 +98,7 @@ def test_local_connects_have_a_burst_of_their_own(world: World, watch: Watch) ->
     with world.serve(world.host, "127.0.0.1"):
         world.act(partial(attempts, 20, "127.0.0.1", 0))
         assert len(watch.connects()) == 3
-        wait_until(lambda: len(watch.closes()) == 3, "three ends", 10)
+        wait_until(lambda: len(watch.closes()) == 3, "three ends")
     (repeats,) = watch.repeats()
     assert repeats.folded == 17
     assert repeats.first.verdict is Verdict.ALLOW

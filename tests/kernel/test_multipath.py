@@ -27,7 +27,7 @@ from tests.kernel.world import (
     World,
     rule,
 )
-from tests.lab.lab import wait_until
+from tests.lab.lab import PATIENCE, wait_until
 
 SOL_MPTCP, MPTCP_INFO = 284, 1  # linux/socket.h, uapi/linux/mptcp.h
 SECOND4 = "192.0.2.11"  # another address of the host's
@@ -36,7 +36,7 @@ SECOND4 = "192.0.2.11"  # another address of the host's
 def converse(linger: int) -> tuple[int, int]:
     """Send, receive and wait for the end; gives source port and extra paths."""
     with socket.socket(proto=IPPROTO_MPTCP) as client:
-        client.settimeout(10)
+        client.settimeout(PATIENCE)
         client.connect((MX4, SMTP))
         client.sendall(b"EHLO x\r\n")
         assert len(client.recv(100)) == 4
@@ -60,7 +60,7 @@ def take(server: socket.socket, child: Child, until: int, watch: Watch) -> Any:
         assert connection.recv(100) == b"EHLO x\r\n"
         connection.sendall(b"250\n")
         if until:
-            wait_until(lambda: len(watch.connects()) == until, "all paths judged", 10)
+            wait_until(lambda: len(watch.connects()) == until, "all paths judged")
     return child.finish().value
 
 
@@ -145,7 +145,7 @@ def test_a_further_path_does_not_undo_a_redirect(
     def act() -> tuple[tuple[str, int], tuple[str, int]]:
         os.setresuid(33, 33, 33)
         with socket.socket(proto=IPPROTO_MPTCP) as client:
-            client.settimeout(10)
+            client.settimeout(PATIENCE)
             client.connect((MX4, SMTP))
             client.sendall(b"EHLO x\r\n")
             first = client.getpeername()

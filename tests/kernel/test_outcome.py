@@ -31,7 +31,7 @@ from tests.kernel.world import (
     World,
     rule,
 )
-from tests.lab.lab import wait_until
+from tests.lab.lab import PATIENCE, wait_until
 
 TCP_USER_TIMEOUT = 18  # include/uapi/linux/tcp.h
 REJECT = """\
@@ -125,24 +125,24 @@ def test_given_up(world: World, watch: Watch) -> None:
     assert watch.one().src[1]
 
 
-def exchange(connection: socket.socket, send: int, first: bool, expect: int) -> None:
-    """Send and receive so many bytes, then close first or last."""
-    connection.sendall(bytes(send))
+def receive(connection: socket.socket, count: int) -> None:
     got = 0
-    while got < expect:
+    while got < count:
         data = connection.recv(1 << 16)
         assert data
         got += len(data)
-    if not first:
-        assert connection.recv(1) == b""
 
 
 def client_of(address: str, proto: int, send: int, first: bool, expect: int) -> int:
+    """Send and receive so many bytes, then close first or last."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family, proto=proto) as client:
-        client.settimeout(10)
+        client.settimeout(PATIENCE)
         client.connect((address, SMTP))
-        exchange(client, send, first, expect)
+        client.sendall(bytes(send))
+        receive(client, expect)
+        if not first:
+            assert client.recv(1) == b""
         return int(client.getsockname()[1])
 
 
@@ -168,10 +168,15 @@ def test_bytes_and_time_are_exact(
             )
             connection, _ = server.accept()
             with connection:
-                connection.settimeout(10)
-                exchange(connection, down, not first, up)
+                connection.settimeout(PATIENCE)
+                # One after the other: if both sent first, both might wait for
+                # the other to make room.
+                receive(connection, up)
+                connection.sendall(bytes(down))
+                if first:
+                    assert connection.recv(1) == b""
             port = child.finish().value
-            wait_until(watch.closes, "the end", 10)
+            wait_until(watch.closes, "the end")
             after = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
             closed = watch.closed()
             assert closed.outcome is Outcome.CLOSED
@@ -193,7 +198,7 @@ def test_a_reset_is_the_end_with_its_error(world: World, watch: Watch) -> None:
     watch.apply(ALLOW_MX)
 
     def act() -> None:
-        with socket.create_connection((MX4, SMTP), timeout=10) as client:
+        with socket.create_connection((MX4, SMTP), timeout=PATIENCE) as client:
             client.sendall(b"EHLO x\r\n")
             client.recv(1)
 

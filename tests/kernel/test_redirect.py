@@ -21,6 +21,7 @@ from tests.kernel.world import (
     World,
     rule,
 )
+from tests.lab.lab import PATIENCE
 
 REDIRECT = rule("redirect") + '[redirect]\nto = "{}:{}"\nto6 = "[{}]:{}"\n'
 Talk = tuple[bytes, tuple[str, int]]
@@ -30,7 +31,7 @@ def converse(address: str, proto: int = 0) -> Talk:
     """Connect, hear who answers, and ask the socket whom it talks to."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family, proto=proto) as client:
-        client.settimeout(10)
+        client.settimeout(PATIENCE)
         client.connect((address, SMTP))
         greeting = client.recv(100)
         return greeting, client.getpeername()[:2]

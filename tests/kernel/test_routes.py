@@ -232,7 +232,7 @@ def test_a_second_connection_of_one_socket_is_its_own(
     ports = world.act(act).value
     assert [event.src[1] for event in watch.connects()] == ports
     assert len({event.connection for event in watch.connects()}) == 3
-    wait_until(lambda: len(watch.closes()) == 3, "three ends", 10)
+    wait_until(lambda: len(watch.closes()) == 3, "three ends")
     assert [e.connection for e in watch.closes()] == [
         e.connection for e in watch.connects()
     ]

@@ -33,6 +33,7 @@ from guard.policy import Policy, parse
 from guard.ring import Repeats, Ring, finished_repeats
 from tests.lab.lab import (
     CLONE_NEWNET,
+    PATIENCE,
     join_cgroup,
     kill_cgroup,
     setns,
@@ -215,7 +216,7 @@ class World:
             server.setsockopt(socket.IPPROTO_TCP, TCP_FASTOPEN, 64)
         server.bind((address, port))
         server.listen(4096)
-        server.settimeout(10)
+        server.settimeout(PATIENCE)
         return server
 
     @contextlib.contextmanager
@@ -355,7 +356,7 @@ class Watch:
 
     def closed(self) -> Event:
         """Wait for the only end."""
-        wait_until(self.closes, "the end of the connection", 10)
+        wait_until(self.closes, "the end of the connection")
         closes = self.closes()
         assert len(closes) == 1, closes
         return closes[0]

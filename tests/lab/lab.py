@@ -89,7 +89,12 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _numbers = itertools.count()
 
 
-def wait_until(condition: Callable[[], T], what: str, timeout: float = 20) -> T:
+# Seconds until a test says that something will not happen: a guest under emulation, on
+# a machine that has other work, may well need half of it for what takes a second.
+PATIENCE = 60
+
+
+def wait_until(condition: Callable[[], T], what: str, timeout: float = PATIENCE) -> T:
     """Give condition() as soon as it is true.
 
     Raises TimeoutError, which says what was waited for and the last answer,

@@ -16,10 +16,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.kernel.world import HOST_NETWORK, MX4, MX_NETWORK
+from tests.kernel.world import HOST_NETWORK, MX4, MX6, MX_NETWORK
 from tests.lab.lab import wait_until
 
 UNITS = Path("/run/systemd/system")
+SINK = ("/opt/smtp-guard/tests/vm/inside/sink",)
 POLICY = Path("/etc/smtp-guard/policy.toml")
 CHECKOUT = Path(__file__).resolve().parents[2]
 LOAD, SERVICE = "smtp-guard-load.service", "smtp-guard.service"
@@ -56,28 +57,41 @@ def shell(*argv: str | Path) -> str:
 
 
 @contextlib.contextmanager
-def mail_exchanger() -> Iterator[None]:
-    """Have another host, a namespace, that takes connections to MX4's port 25."""
+def mail_exchanger(*server: str) -> Iterator[None]:
+    """Have another host, a namespace, that takes connections to port 25.
+
+    server is a program with its arguments, given MX4 and MX6; without one every
+    connection is taken and closed.
+    """
     shell("ip", "netns", "add", "mx")
-    subprocess.run(
-        ["ip", "-b", "-"], input=HOST_NETWORK.format(mx="mx"), text=True, check=True
-    )
-    subprocess.run(
-        ["ip", "-n", "mx", "-b", "-"], input=MX_NETWORK, text=True, check=True
-    )
-    argv = ["ip", "netns", "exec", "mx", sys.executable, "-m", "http.server"]
-    server = subprocess.Popen(
-        [*argv, "--bind", MX4, "25"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.STDOUT,
-    )
-    listening = ["ss", "-N", "mx", "-Hltn", "sport", "=", "25"]
+    network("ip", HOST_NETWORK.format(mx="mx"))
+    network("ip -n mx", MX_NETWORK)
+    with listening("nsenter", "--net=/run/netns/mx", *(server or SINK), MX4, MX6):
+        wait_until(lambda: listeners("mx") >= {MX4, MX6}, "the other host", 60)
+        yield
+
+
+@contextlib.contextmanager
+def listening(*server: str) -> Iterator[None]:
+    """Run a server until the end."""
+    process = subprocess.Popen(server, stdout=subprocess.DEVNULL)
     try:
-        wait_until(lambda: shell(*listening), "the server", 60)
         yield
     finally:
-        server.kill()
-        server.wait()
+        process.kill()
+        process.wait()
+
+
+def network(ip: str, batch: str) -> None:
+    """Run lines of ip(8)."""
+    subprocess.run([*ip.split(), "-b", "-"], input=batch, text=True, check=True)
+
+
+def listeners(netns: str = "") -> set[str]:
+    """Give the addresses of this or another namespace whose port 25 is open."""
+    inside = ["nsenter", f"--net=/run/netns/{netns}"] if netns else []
+    lines = shell(*inside, "ss", "-Hltn", "sport", "=", "25").splitlines()
+    return {line.split()[3].rpartition(":")[0].strip("[]") for line in lines}
 
 
 def unit(name: str, text: str) -> None:
@@ -113,16 +127,21 @@ def start_guardd(policy: str = ENFORCE) -> None:
     shell("systemctl", "start", "smtp-guard.service")
 
 
-def rogue(name: str) -> int:
-    """Connect to MX4 in a unit of its own; give the errno, 0 is a connection."""
+def in_unit(name: str, *argv: str | Path, user: str = "root") -> int:
+    """Run a program in a unit of its own, to its end; give its exit status."""
+    how = ["systemd-run", "--quiet", "--wait", "--collect", f"--uid={user}"]
+    return subprocess.run([*how, f"--unit={name}.service", *argv]).returncode
+
+
+def rogue(name: str, first: str = "", user: str = "root") -> int:
+    """Connect to MX4 in a unit of its own; give the errno, 0 is a connection.
+
+    first is Python to run before.
+    """
     program = UNITS / f"{name}.py"
-    unit(
-        f"{name}.service",
-        f"[Service]\nType=oneshot\nExecStart={sys.executable} {program}\n",
-    )
-    program.write_text(ROGUE)
-    subprocess.run(["systemctl", "start", f"{name}.service"], stderr=subprocess.DEVNULL)
-    return int(shell("systemctl", "show", "-P", "ExecMainStatus", f"{name}.service"))
+    UNITS.mkdir(parents=True, exist_ok=True)
+    program.write_text(first + ROGUE)
+    return in_unit(name, sys.executable, program, user=user)
 
 
 def who_connected(*options: str) -> list[dict[str, Any]]:

@@ -9,7 +9,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.vm.image import Image
+from tests.vm import debs
+from tests.vm.image import KERNELS, Image
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 SCENARIOS = Path(__file__).with_name("scenarios")
@@ -26,11 +27,18 @@ _COMMAND_LINE = (
 
 @dataclass(frozen=True)
 class Head:
-    """What a scenario's first lines say: `# boot: bare`, `# seconds: 120` each boot."""
+    """What a scenario says first: `# boot: bare`, `# seconds: 120` for each boot.
+
+    May be left out: `# boots: 2`, at most so many, of one disk; `# append: quiet`,
+    the kernel's own options; and `# kernels: 6.1`, where what it is about does not
+    change with the kernel.
+    """
 
     boot: str
     seconds: int
-    boots: int  # at most
+    boots: int
+    append: str  # more for the kernel's command line
+    kernels: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -59,13 +67,22 @@ def head(scenario: Path) -> Head:
             fields[name] = value
         elif fields:
             break
-    return Head(fields["boot"], int(fields["seconds"]), int(fields.get("boots", 1)))
+    kernels = fields["kernels"].split() if "kernels" in fields else KERNELS
+    return Head(
+        fields["boot"],
+        int(fields["seconds"]),
+        int(fields.get("boots", 1)),
+        fields.get("append", ""),
+        tuple(kernels),
+    )
 
 
 def checkout_disk(folder: Path) -> Path:
-    """Make a disk of the checkout as it stands, compiled object and all."""
+    """Make a disk of the checkout as it stands, with compiled objects and packages."""
     tree, disk = folder / "checkout", folder / "checkout.ext4"
     shutil.copytree(CHECKOUT, tree, ignore=_LEFT_OUT, symlinks=True)
+    (tree / "dist").mkdir()
+    debs.build(tree, tree / "dist")
     subprocess.run(
         ["mke2fs", "-qF", "-t", "ext4", "-O", "^has_journal"]
         + ["-d", tree, disk, "64M"],
@@ -113,12 +130,13 @@ def _boot(
     argv = [
         "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-no-reboot",
         "-display", "none", "-accel", "tcg,thread=multi", "-cpu", "max,cx16=off",
-        "-smp", "2", "-m", "1024",
+        "-smp", "2", "-m", "2048",
         *(word for port in ports for word in ("-serial", f"file:{port}")),
         "-drive", root,
         "-drive", f"file={checkout},if=virtio,format=raw,readonly=on",
         "-kernel", str(image.kernel(kernel)), "-initrd", str(image.initrd(kernel)),
-        "-append", f"{_COMMAND_LINE} boot={wants.boot} scenario={scenario}",
+        "-append", f"{_COMMAND_LINE} boot={wants.boot} scenario={scenario} "
+        f"{wants.append}",
     ]  # fmt: skip
     began = time.monotonic()
     qemu = subprocess.Popen(argv, stdin=subprocess.DEVNULL)

@@ -35,12 +35,19 @@ PACKAGES = (
     "liburing-dev", "gcc", "libc6-dev", "nftables", "iptables",
     "util-linux", "procps", "bpftool",
 )  # fmt: skip
+# What mail hosts have beside the guard, and the witness of one scenario.
+BESIDE = (
+    "postfix", "swaks", "dbus", "firewalld", "conntrack", "ca-certificates",
+    "systemd-container", "uidmap", "slirp4netns", "passt", "python3-aiosmtpd",
+    "python3-bpfcc",
+)  # fmt: skip
 DRIVERS = ("virtio_pci", "virtio_blk", "ext4")
 UNREAD = ("usr/share/doc", "usr/share/man", "usr/share/locale", "var/lib/apt/lists")
-ROOT_SIZE = "3G"  # sparse; the guest's writes go beside it and are forgotten
+ROOT_SIZE = "4G"  # sparse; the guest's writes go beside it and are forgotten
 KEPT_DAYS = 14
 
 BOOT = Path(__file__).with_name("inside") / "boot"
+FURNISH = Path(__file__).with_name("furnish")
 
 
 class CannotMake(Exception):
@@ -88,13 +95,15 @@ def image() -> Image:
 
     Raises CannotMake. The caller holds one_at_a_time().
     """
-    for tool in ("qemu-system-x86_64", "mmdebstrap", "mke2fs", "chroot"):
+    for tool in (
+        "qemu-system-x86_64", "mmdebstrap", "mke2fs", "chroot", "dpkg-scanpackages"
+    ):  # fmt: skip
         if not shutil.which(tool):
             raise CannotMake(f"{tool} is not installed: make setup")
     if platform.machine() != "x86_64":
         raise CannotMake("guests are made for x86_64 alone")
-    made_of = Path(__file__).read_bytes() + BOOT.read_bytes()
-    folder = cache() / hashlib.sha256(made_of).hexdigest()[:16]
+    made_of = (path.read_bytes() for path in (Path(__file__), BOOT, FURNISH))
+    folder = cache() / hashlib.sha256(b"".join(made_of)).hexdigest()[:16]
     if not folder.exists():
         _make(folder)
     os.utime(folder)
@@ -113,8 +122,6 @@ def _make(folder: Path) -> None:
         _install(root)
         for version in KERNELS:
             _add_kernel(new, root, version)
-        for unread in UNREAD:
-            shutil.rmtree(root / unread, ignore_errors=True)
         target = new / "root.ext4"
         _run("mke2fs", "-q", "-t", "ext4", "-d", root, target, ROOT_SIZE)
         shutil.rmtree(root)
@@ -139,7 +146,9 @@ def sources() -> str:
     """
     lines = []
     for uri, suites in _stanzas():
-        lines += [f"deb {uri} {suite} main" for suite in suites if SUITE in suite]
+        lines += [
+            f"deb {uri} {suite} main" for suite in suites if suite.startswith(SUITE)
+        ]
         if SUITE in suites and KERNELS["6.12"] not in suites:
             lines.append(f"deb {uri} {KERNELS['6.12']} main")
     if not lines:
@@ -166,36 +175,35 @@ def _stanzas() -> Iterator[tuple[str, list[str]]]:
 
 
 def _install(root: Path) -> None:
-    """Make the file system, with the files of both kernels' packages in /boot."""
-    wanted = " ".join(
-        f"$(apt-cache depends linux-image-cloud-amd64/{suite}"
-        " | sed -n 's/.*Depends: //p')"
-        for suite in KERNELS.values()
-    )
-    fetch = f'chroot "$1" sh -ec "cd /boot && apt-get -q download {_quoted(wanted)}"'
+    """Make the file system, with the packages of both kernels in /boot."""
+    answers = "postfix postfix/main_mailer_type select No configuration"
     _run(
         "mmdebstrap", "--quiet", "--variant=minbase", "--mode=root",
         "--aptopt=APT::Install-Recommends false",
         *(f"--dpkgopt=path-exclude=/{path}/*" for path in UNREAD[:3]),
-        f"--include={','.join(PACKAGES)}", f"--customize-hook={fetch}",
+        f"--essential-hook=echo {answers} | chroot \"$1\" debconf-set-selections",
+        f"--include={','.join(PACKAGES + BESIDE)}",
+        f"--customize-hook={FURNISH} \"$1\" {' '.join(KERNELS.values())}",
         SUITE, root, "-", text=sources(),
     )  # fmt: skip
-
-
-def _quoted(text: str) -> str:
-    return re.sub(r'([$"\\])', r"\\\1", text)
+    for unread in UNREAD:
+        shutil.rmtree(root / unread, ignore_errors=True)
+    _run("chroot", root, "apt-get", "-q", "update")
 
 
 def _add_kernel(new: Path, root: Path, version: str) -> None:
-    (package,) = (root / "boot").glob(f"linux-image-{version}.*.deb")
     parts = new / "parts"  # not into root: /lib would be no link any more
-    _run("dpkg-deb", "--extract", package, parts)
-    package.unlink()
+    for package in (root / "boot").glob(f"linux-*-{version}.*.deb"):
+        _run("dpkg-deb", "--extract", package, parts)
+        package.unlink()
     (kernel,) = parts.glob("boot/vmlinuz-*")
     release = kernel.name.removeprefix("vmlinuz-")
     kernel.rename(new / f"vmlinuz-{version}")
     (root / "usr/lib/modules").mkdir(exist_ok=True)
     (parts / "lib/modules" / release).rename(root / "usr/lib/modules" / release)
+    shutil.copytree(
+        parts / "usr/src", root / "usr/src", symlinks=True, dirs_exist_ok=True
+    )
     shutil.rmtree(parts)
     _run("chroot", root, "depmod", release)
     files = {"init": BOOT.read_bytes(), "busybox": (root / "bin/busybox").read_bytes()}

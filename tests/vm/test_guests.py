@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Every scenario, under every kernel."""
+"""Every scenario, under every kernel it is for."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.vm import guest
-from tests.vm.image import KERNELS, CannotMake, Image, image, one_at_a_time
+from tests.vm.image import CannotMake, Image, image, one_at_a_time
 
 
 @pytest.fixture(scope="module")
@@ -26,9 +26,13 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return guest.checkout_disk(tmp_path_factory.mktemp("disk"))
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize(
-    "name", sorted(path.name for path in guest.SCENARIOS.iterdir())
+    ("name", "kernel"),
+    [
+        (scenario.name, kernel)
+        for scenario in sorted(guest.SCENARIOS.iterdir())
+        for kernel in guest.head(scenario).kernels
+    ],
 )
 def test_guest(
     the_image: Image, checkout: Path, name: str, kernel: str, tmp_path: Path
