@@ -60,6 +60,8 @@ static __always_inline int established(struct conn *conn)
 {
 	struct event *row = bpf_map_lookup_elem(&owners, &conn->key);
 
+	/* the other end has let go of an earlier connection of these ends */
+	bpf_map_delete_elem(&departed, &conn->key);
 	conn->fold.first.established_ns = bpf_ktime_get_boot_ns();
 	if (row) {
 		row->established_ns = conn->fold.first.established_ns;
@@ -74,12 +76,16 @@ static __always_inline int ended(struct bpf_sock_ops *ctx, struct conn *conn,
 	struct event *ev = &conn->fold.first;
 	struct tcp_sock *tcp = (void *)bpf_skc_to_tcp_sock(sk);
 
+	ev->ended_ns = bpf_ktime_get_boot_ns();
+	/* first: who asks for it finds it in one of the two at any time */
+	if (ev->established_ns &&
+	    (ev->direction == DIRECTION_LOCAL || ev->via.port))
+		bpf_map_update_elem(&departed, &conn->key, ev, BPF_ANY);
 	bpf_map_delete_elem(&owners, &conn->key);
 	if (conn->report != REPORT_SENT)
 		return 1;
 	conn->report = REPORT_SILENT;
 	ev->kind = EVENT_CLOSED;
-	ev->ended_ns = bpf_ktime_get_boot_ns();
 	ev->bytes_received = ctx->bytes_received;
 	if (tcp) {
 		ev->error = BPF_CORE_READ((struct sock *)tcp, sk_err);

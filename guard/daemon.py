@@ -41,6 +41,7 @@ from guard.force import (
 )
 from guard.hosts import AddressNews, own_addresses
 from guard.makers import Makers
+from guard.mta.policy_service import PolicyService
 from guard.ownerrules import no_programs, not_served, state_file
 from guard.pins import DEFAULT_PIN_DIR
 from guard.policy import DEFAULT_FILE, Policy, load, refresh
@@ -50,6 +51,8 @@ from guard.scribe import Scribe
 from guard.service import Service
 from guard.unaided import Unaided
 from guard.watch import Watch, changed_meanwhile
+
+_MAIL_SECONDS = 2.0  # at the end, to take Postfix's socket away
 
 
 class Daemon(Service):
@@ -94,6 +97,10 @@ class Daemon(Service):
         self._witness = Witness(self._naming, self._scribe.tell, makers)
         if started.policy:
             self.heed(started.policy)
+        self._mail = PolicyService(self._guard.sender, self._naming, self._scribe.tell)
+        if started.policy:
+            self._mail.serve(started.policy.mta.socket)
+        self._mail.start()
         for notice in (*changed, *started.notices(options.policy)):
             self._scribe.tell(notice)
         self.register(self._addresses, self._on_addresses)
@@ -133,6 +140,7 @@ class Daemon(Service):
         since_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         self._policy = policy
         lastpolicy.keep(policy)
+        self._mail.serve(policy.mta.socket)
         self._watchman.put(policy)
         self.heed(policy)
         self._naming.use_rules(since_ns, policy.rule_name)
@@ -181,6 +189,8 @@ class Daemon(Service):
             parts.insert(0, f"changed by somebody: {', '.join(wrong)}")
         if self._refused:
             parts.append("new policy refused, the old one is in force")
+        if self._mail.trouble:
+            parts.append(f"Postfix is not answered: {self._mail.trouble}")
         if self._keeper.lacking:
             parts.append(f"no second lock: {self._keeper.why}")
         self.say(parts)
@@ -188,6 +198,7 @@ class Daemon(Service):
     def stop(self) -> None:
         """End; what is in force stays in force."""
         self._guard.set_about(pid=None, pid_ticks=None)
+        self._mail.stop(_MAIL_SECONDS)
         self.finish("findings stay queued")
         if self._options.foreground and "links" not in self._watchman.unrepaired:
             mode = self._guard.mode.name.lower()

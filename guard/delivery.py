@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from guard.errors import JournalError
-from guard.finding import Finding, Kind
+from guard.finding import Finding, Kind, Message
 from guard.journal import PREFIX, Found, JournalWriter, frame, lines
 from guard.kernel import Guard
 from guard.receipts import Receipts
@@ -265,6 +265,8 @@ def _own_name(found: Found) -> str:
     The end of a connection has the number of its beginning, and a summary that of
     the first it stands for; numbers of events begin anew with each guard.
     """
+    if isinstance(found, Message):
+        return f"{PREFIX}QUEUE_ID={found.queue_id}\n{PREFIX}TIME_US={found.time_us}"
     if not isinstance(found, Finding) or not found.connection:
         return ""
     own = f"SEQ={found.seq}"

@@ -159,3 +159,15 @@ class BackstopError(GuardError):
     """second lock: {}"""
 
     exit_status = EX_UNAVAILABLE
+
+
+class BadRequest(GuardError):
+    """a policy request that Postfix cannot have made: {}"""
+
+    exit_status = EX_DATAERR
+
+
+class MtaError(GuardError):
+    """mail server: {}"""
+
+    exit_status = EX_UNAVAILABLE

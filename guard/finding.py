@@ -32,6 +32,7 @@ class Kind(enum.Enum):
     TAMPERED = "tampered"
     ENROLLED = "enrolled"
     CLOCK_SET = "clock-set"
+    MESSAGE = "message"
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +119,37 @@ class Finding:
     # args-cut, cwd-cut, no-args, ...; BACKSTOP: maker (of its socket, which another
     # may have been handed), one-of (see makers), maybe-others, no-process
     incomplete: tuple[str, ...] = field(default=())
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A message that the mail server took by SMTP, as it told us, and who sent it.
+
+    Texts are what a client said, any bytes (surrogateescape).
+    """
+
+    time_us: int  # CLOCK_REALTIME, at its end of data
+    queue_id: str  # "" where a filter before the queue takes it
+    sender: str
+    recipients: int  # that were accepted
+    size: int  # bytes
+    sasl_user: str  # "": none
+    sasl_method: str
+    protocol: str  # SMTP, ESMTP
+    state: str  # END-OF-MESSAGE
+    helo: str
+    client: tuple[str, int] | None  # as the mail server knows it; None: it does not
+    server: tuple[str, int] | None  # likewise, of the host's own end
+    origin: Finding | None  # the connection it came by; None: of no process known
+    unknown: str = ""  # why that is so: one of UNKNOWN
+    kind: Kind = Kind.MESSAGE
+
+
+# Why a message has no origin, and what that means.
+UNKNOWN = {
+    "no-port": "the mail server did not say from which port",
+    "no-connection": "no connection of a process of this host had these ends",
+}
 
 
 @dataclass(frozen=True, slots=True)

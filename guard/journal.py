@@ -25,7 +25,7 @@ from operator import attrgetter
 from typing import Any, TypeAlias
 
 from guard.errors import JournalError
-from guard.finding import Finding, Kind, Notice
+from guard.finding import Finding, Kind, Message, Notice
 from guard.lists import (
     makers_json,
     parents_json,
@@ -33,10 +33,12 @@ from guard.lists import (
     read_makers,
     read_parents,
 )
-from guard.message import message, priority
+from guard.mailfields import message_lines, read_message
+from guard.message import mail_message, message, priority
 from guard.text import printable
+from guard.values import end, number, text, time_us
 
-Found: TypeAlias = Finding | Notice
+Found: TypeAlias = Finding | Notice | Message
 
 IDENTIFIER = "guardd"  # SYSLOG_IDENTIFIER of every entry
 PREFIX = "SMTPGUARD_"
@@ -62,6 +64,7 @@ MESSAGE_IDS: dict[Kind, str] = {
     Kind.TAMPERED: "8bbc2060b12341fabdaeb1efefcb50e1",
     Kind.ENROLLED: "1c8ad267a41a4662b3ee6a058f6e4deb",
     Kind.CLOCK_SET: "c07b04c833ab4f4188486a8ea8bce614",
+    Kind.MESSAGE: "9ae8204ec22246afa6005ebf718d0d10",
 }
 NOTICES = frozenset(
     (Kind.LOST, Kind.POLICY_LOADED, Kind.POLICY_REFUSED, Kind.LOADED, Kind.UNLOADED)
@@ -80,53 +83,23 @@ _REMEDY = "is journald running? systemctl status systemd-journald"
 # ---- the table: attribute of Finding, field, and what reads the field
 
 
-def _text(value: Any) -> str:
-    """Read bytes or str, as journal readers give them; ValueError for a list."""
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "surrogateescape")
-    if isinstance(value, str):
-        return value
-    if type(value) is int:  # PRIORITY, by systemd.journal.Reader
-        return str(value)
-    raise ValueError(f"a {type(value).__name__} is no field of ours")
-
-
-def _number(value: Any) -> int:
-    """Read a plain decimal; ValueError for a sign, a space, more than 64 bits.
-
-    All 64 are needed: who mounts a FUSE file system chooses its inode numbers.
-    """
-    if not isinstance(value, bytes):
-        value = _text(value).encode("utf-8", "surrogateescape")
-    if len(value) > 20 or not value.isdigit() or (number := int(value)) >> 64:
-        raise ValueError(f"{value[:40]!r} is not a number")
-    return number
-
-
-def _time(value: Any) -> int:
-    """Read microseconds since 1970; ValueError beyond what datetime can show."""
-    if (number := _number(value)) >> 55:
-        raise ValueError(f"{number} is not a time of this millennium")
-    return number
-
-
 # For fields that say the same in most entries: reading one is half of a query.
-_word = lru_cache(maxsize=4096)(_text)
-_count = lru_cache(maxsize=4096)(_number)
+_word = lru_cache(maxsize=4096)(text)
+_count = lru_cache(maxsize=4096)(number)
 
 _COLUMNS: tuple[tuple[str, str, Callable[[Any], Any]], ...] = (
-    ("time_us", "SMTPGUARD_TIME_US", _time),
-    ("seq", "SMTPGUARD_SEQ", _number),
-    ("connection", "SMTPGUARD_CONNECTION", _text),
+    ("time_us", "SMTPGUARD_TIME_US", time_us),
+    ("seq", "SMTPGUARD_SEQ", number),
+    ("connection", "SMTPGUARD_CONNECTION", text),
     ("verdict", "SMTPGUARD_VERDICT", _word),
     ("mode", "SMTPGUARD_MODE", _word),
     ("direction", "SMTPGUARD_DIRECTION", _word),
     ("rule", "SMTPGUARD_RULE", _word),
     ("outcome", "SMTPGUARD_OUTCOME", _word),
-    ("pid", "SMTPGUARD_PID", _number),
-    ("tid", "SMTPGUARD_TID", _number),
+    ("pid", "SMTPGUARD_PID", number),
+    ("tid", "SMTPGUARD_TID", number),
     ("ppid", "SMTPGUARD_PPID", _count),
-    ("start_us", "SMTPGUARD_START_US", _time),
+    ("start_us", "SMTPGUARD_START_US", time_us),
     ("uid", "SMTPGUARD_UID", _count),
     ("user", "SMTPGUARD_USER", _word),
     ("gid", "SMTPGUARD_GID", _count),
@@ -148,7 +121,7 @@ _COLUMNS: tuple[tuple[str, str, Callable[[Any], Any]], ...] = (
     ("error", "SMTPGUARD_ERROR", _word),
     ("bytes_sent", "SMTPGUARD_BYTES_SENT", _count),
     ("bytes_received", "SMTPGUARD_BYTES_RECEIVED", _count),
-    ("duration_us", "SMTPGUARD_DURATION_US", _number),
+    ("duration_us", "SMTPGUARD_DURATION_US", number),
     ("lock", "SMTPGUARD_LOCK", _word),
     ("destinations", "SMTPGUARD_DESTINATIONS", _word),
 )
@@ -168,7 +141,9 @@ _FORMS = tuple(f"{field}=%s" for _, field, _ in _COLUMNS)
 
 def lines(found: Found) -> list[str]:
     """Give the entry's "NAME=value" texts; bytes of processes as surrogates."""
-    return _notice_lines(found) if isinstance(found, Notice) else _finding_lines(found)
+    if isinstance(found, Notice):
+        return _notice_lines(found)
+    return _mail_lines(found) if isinstance(found, Message) else _finding_lines(found)
 
 
 def fields(found: Found) -> list[bytes]:
@@ -217,10 +192,21 @@ def _finding_lines(finding: Finding) -> list[str]:
     return entry
 
 
+def _mail_lines(found: Message) -> list[str]:
+    return [
+        f"MESSAGE={mail_message(found)}",
+        f"MESSAGE_ID={MESSAGE_IDS[Kind.MESSAGE]}",
+        "PRIORITY=6",
+        f"SYSLOG_IDENTIFIER={IDENTIFIER}",
+        f"SMTPGUARD_KIND={Kind.MESSAGE.value}",
+        *message_lines(found, _finding_lines(found.origin) if found.origin else []),
+    ]
+
+
 def _notice_lines(notice: Notice) -> list[str]:
-    text = "\n".join(map(printable, notice.message.split("\n")))
+    said = "\n".join(map(printable, notice.message.split("\n")))
     entry = [
-        f"MESSAGE={text}",
+        f"MESSAGE={said}",
         f"MESSAGE_ID={MESSAGE_IDS[notice.kind]}",
         f"PRIORITY={notice.priority}",
         f"SYSLOG_IDENTIFIER={IDENTIFIER}",
@@ -362,12 +348,21 @@ def read(entry: Mapping[str, Any]) -> Found:
     not ask who wrote it: query.py does.
     """
     try:
-        kind = _KINDS[_text(entry["SMTPGUARD_KIND"])]
+        kind = _KINDS[text(entry["SMTPGUARD_KIND"])]
+        if kind is Kind.MESSAGE:
+            return read_message(entry, _origin)
         return _notice(kind, entry) if kind in NOTICES else _finding(kind, entry)
     except KeyError as error:
         raise JournalError(f"an entry without {printable(str(error))}") from None
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise JournalError(f"a torn entry: {printable(str(error))}") from None
+
+
+def _origin(entry: Mapping[str, Any]) -> Finding:
+    kind = _KINDS[text(entry["SMTPGUARD_KIND"])]
+    if kind in NOTICES or kind is Kind.MESSAGE:
+        raise ValueError(f"{kind.value} is no origin")
+    return _finding(kind, entry)
 
 
 def _finding(kind: Kind, entry: Mapping[str, Any]) -> Finding:
@@ -377,36 +372,29 @@ def _finding(kind: Kind, entry: Mapping[str, Any]) -> Finding:
         known[attribute] = None if value is None else how(value)
     return Finding(
         kind=kind,
-        dst=_end("DST", entry),
-        src=_end("SRC", entry) if "SMTPGUARD_SRC_ADDR" in entry else None,
-        via=_end("VIA", entry) if "SMTPGUARD_VIA_ADDR" in entry else None,
-        args=read_args(_text(entry.get("SMTPGUARD_ARGS", "[]"))),
-        ancestors=read_parents(_text(entry.get("SMTPGUARD_ANCESTORS", "[]"))),
-        makers=read_makers(_text(entry.get("SMTPGUARD_MAKERS", "[]"))),
-        count=_number(entry.get("SMTPGUARD_COUNT", b"1")),
-        last_us=_time(entry.get("SMTPGUARD_LAST_US", b"0")),
+        dst=end("DST", entry),
+        src=end("SRC", entry) if "SMTPGUARD_SRC_ADDR" in entry else None,
+        via=end("VIA", entry) if "SMTPGUARD_VIA_ADDR" in entry else None,
+        args=read_args(text(entry.get("SMTPGUARD_ARGS", "[]"))),
+        ancestors=read_parents(text(entry.get("SMTPGUARD_ANCESTORS", "[]"))),
+        makers=read_makers(text(entry.get("SMTPGUARD_MAKERS", "[]"))),
+        count=number(entry.get("SMTPGUARD_COUNT", b"1")),
+        last_us=time_us(entry.get("SMTPGUARD_LAST_US", b"0")),
         incomplete=tuple(
-            filter(None, _text(entry.get("SMTPGUARD_INCOMPLETE", "")).split(","))
+            filter(None, text(entry.get("SMTPGUARD_INCOMPLETE", "")).split(","))
         ),
         **known,
     )
 
 
-def _end(which: str, entry: Mapping[str, Any]) -> tuple[str, int]:
-    port = _number(entry[f"SMTPGUARD_{which}_PORT"])
-    if port > 65535:
-        raise ValueError(f"{port} is no port")
-    return _text(entry[f"SMTPGUARD_{which}_ADDR"]), port
-
-
 def _notice(kind: Kind, entry: Mapping[str, Any]) -> Notice:
     return Notice(
         kind=kind,
-        time_us=_time(entry["SMTPGUARD_TIME_US"]),
-        message=_text(entry["MESSAGE"]),
-        priority=_number(entry["PRIORITY"]),
+        time_us=time_us(entry["SMTPGUARD_TIME_US"]),
+        message=text(entry["MESSAGE"]),
+        priority=number(entry["PRIORITY"]),
         fields={
-            name.removeprefix(PREFIX): _text(value)
+            name.removeprefix(PREFIX): text(value)
             for name, value in entry.items()
             if name.startswith(PREFIX)
             and name not in (f"{PREFIX}KIND", f"{PREFIX}TIME_US")

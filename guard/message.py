@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from guard.finding import Finding, Kind
+from guard.finding import UNKNOWN, Finding, Kind, Message
 from guard.text import address, printable
 
 
@@ -67,6 +67,20 @@ def message(finding: Finding) -> str:
     if finding.container:
         text += f", container {finding.container}"
     return printable(text)
+
+
+def mail_message(found: Message) -> str:
+    """Say in one printable line which message came from whom."""
+    text = f"message {found.queue_id or 'of no queue'} from <{found.sender}>"
+    text += f", {found.recipients} recipients, {found.size} bytes"
+    if found.sasl_user:
+        text += f", logged in as {found.sasl_user}"
+    source = address(found.client) if found.client else "an unknown client"
+    if (by := found.origin) is None:
+        return printable(f"{text}: {source}: {UNKNOWN[found.unknown]}")
+    text += f": pid {by.pid} ({by.comm}, {by.user or f'uid {by.uid}'}) {source};"
+    text += f" {by.exe or 'no executable'} in {by.cwd}"
+    return printable(f"{text}, unit {by.unit}" if by.unit else text)
 
 
 def _one_of(finding: Finding) -> str:

@@ -88,6 +88,20 @@ def _processes(ancestors: tuple[Ancestor, ...]) -> tuple[Process, ...]:
     return tuple(Process(a.pid, a.uid, a.comm, a.start_ns) for a in ancestors)
 
 
+def _name(
+    known: dict[int, str | None], number: int, ask: Callable[[], str]
+) -> str | None:
+    """Look a name up once; never `known[number]`, another thread may clear it."""
+    name = known.get(number, "")
+    if name == "":
+        try:
+            name = ask()
+        except KeyError:
+            name = None
+        known[number] = name
+    return name
+
+
 class Naming:
     """Turns events into findings; keeps the names it has looked up."""
 
@@ -116,21 +130,11 @@ class Naming:
 
     def user(self, uid: int) -> str | None:
         """Name a user; None: no account has this uid."""
-        if uid not in self._users:
-            try:
-                self._users[uid] = pwd.getpwuid(uid).pw_name
-            except KeyError:
-                self._users[uid] = None
-        return self._users[uid]
+        return _name(self._users, uid, lambda: pwd.getpwuid(uid).pw_name)
 
     def group(self, gid: int) -> str | None:
         """Name a group; None: none has this gid."""
-        if gid not in self._groups:
-            try:
-                self._groups[gid] = grp.getgrgid(gid).gr_name
-            except KeyError:
-                self._groups[gid] = None
-        return self._groups[gid]
+        return _name(self._groups, gid, lambda: grp.getgrgid(gid).gr_name)
 
     def finding(self, event: Event) -> Finding:
         """Name what an event's numbers stand for."""

@@ -19,7 +19,8 @@ from guard.abi import Counter, EventKind
 from guard.delivery import Delivery, Forgetful, Record
 from guard.errors import GuardError, TornEvent
 from guard.event import Event
-from guard.finding import Finding, Kind, Notice
+from guard.finding import Kind, Notice
+from guard.journal import Found
 from guard.kernel import Guard
 from guard.origin import Naming
 from guard.ring import LOSSES, Losses, Ring, finished_repeats
@@ -38,7 +39,7 @@ class Clerk(threading.Thread):
 
     def __init__(
         self,
-        echo: Callable[[Finding | Notice], None],
+        echo: Callable[[Found], None],
         record: Record | Forgetful | None = None,
     ) -> None:
         """Begin with nothing to write; echo is called with all that is written.
@@ -48,7 +49,7 @@ class Clerk(threading.Thread):
         super().__init__(name="scribe", daemon=True)
         self._echo = echo
         self._delivery = Delivery(record or Forgetful(), self._say)
-        self._notices: queue.SimpleQueue[Finding | Notice] = queue.SimpleQueue()
+        self._notices: queue.SimpleQueue[Found] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._dropped = 0  # told, but too many waited already
         self._trouble = ""  # with the guard
@@ -63,7 +64,7 @@ class Clerk(threading.Thread):
         """How many entries journald took."""
         return self._delivery.written
 
-    def tell(self, found: Finding | Notice) -> None:
+    def tell(self, found: Found) -> None:
         """Have this written as well, after the events that came before it.
 
         While journald takes nothing, so many wait and no more; the rest is counted.
@@ -102,7 +103,7 @@ class Clerk(threading.Thread):
             self._write(Notice(Kind.LOST, now_us, f"{text} journald)", 3, fields))
             self._dropped -= dropped
 
-    def _write(self, found: Finding | Notice) -> None:
+    def _write(self, found: Found) -> None:
         """Write, however long it takes; never raises: that would end the thread,
         and findings would wait for the next guardd.
         """
@@ -119,7 +120,7 @@ class Scribe(Clerk):
     """Reads the ring and writes the journal until told to stop."""
 
     def __init__(
-        self, guard: Guard, naming: Naming, echo: Callable[[Finding | Notice], None]
+        self, guard: Guard, naming: Naming, echo: Callable[[Found], None]
     ) -> None:
         """Write for this guard; echo is called with all that is written."""
         self._record = Record(guard)

@@ -22,8 +22,9 @@ from guard.backstop.keeper import Keeper
 from guard.backstop.witness import Witness
 from guard.errors import KernelError, ScribeDied
 from guard.filewatch import FileWatch
-from guard.finding import Finding, Notice
-from guard.message import message
+from guard.finding import Message, Notice
+from guard.journal import Found
+from guard.message import mail_message, message
 from guard.origin import Naming
 from guard.policy import Policy
 from guard.scribe import Clerk
@@ -149,9 +150,14 @@ class Service:
         if not self._scribe.stop(_STOP_SECONDS):
             sys.stderr.write(f"guardd: {self._scribe.trouble}; {what_stays}\n")
 
-    def echo(self, found: Finding | Notice) -> None:
+    def echo(self, found: Found) -> None:
         """Print what is journalled, if that was asked for."""
         if self._options.foreground:
-            text = message(found) if isinstance(found, Finding) else found.message
+            if isinstance(found, Notice):
+                text = found.message
+            elif isinstance(found, Message):
+                text = mail_message(found)
+            else:
+                text = message(found)
             clock = time.strftime("%H:%M:%S", time.localtime(found.time_us / 1e6))
             print(f"{clock} {printable(text)}", flush=True)

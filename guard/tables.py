@@ -39,6 +39,7 @@ MAPS = {
     "ring": "ring",
     "counters": "counters",
     "owners": "owners",
+    "departed": "departed",
     "attempts": "attempts",
     "folds": "folds",
     "makers": "makers",
@@ -52,6 +53,9 @@ ROW_MAPS: dict[str, Any] = {
     "units": abi.UnitKey,
     "prefixes": abi.PrefixKey,
 }
+# How late one may ask about a connection that has ended. Beyond that its port may be
+# another's, whose row there was no room for.
+_LATE_NS = 900 * 10**9
 SO_NETNS_COOKIE = 71  # include/uapi/asm-generic/socket.h, Linux 5.14
 KEY0 = bytes(4)
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -273,12 +277,34 @@ class Tables:
         cookie names the network namespace, by default our own. None: no
         connection to a guarded port has these addresses and ports now.
         """
-        key = abi.OwnerKey(netns_cookie=cookie or netns_cookie())
-        for end, (address, port) in ((key.src, src), (key.dst, dst)):
-            end.address[:] = abi.pack_address(address)
-            end.port = port
-        raw = self.map("owners").get(bytes(key))
+        return self._event("owners", _owner_key(src, dst, cookie))
+
+    def sender(self, src: tuple[str, int], dst: tuple[str, int]) -> event.Event | None:
+        """Tell who made a connection that the other end, on this host, has accepted.
+
+        As owner(), but also when who made it has closed it since: one that is open
+        and was accepted, else the last of these ends that was, else one whose
+        answer has yet to arrive (TCP Fast Open).
+        """
+        key = _owner_key(src, dst, None)
+        now = self._event("owners", key)
+        if now and now.established_ns:
+            return now
+        gone = self._event("departed", key)
+        since_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - _LATE_NS
+        return gone if gone and gone.ended_ns >= since_ns else now
+
+    def _event(self, name: str, key: bytes) -> event.Event | None:
+        raw = self.map(name).get(key)
         return event.unpack_event(raw) if raw else None
+
+
+def _owner_key(src: tuple[str, int], dst: tuple[str, int], cookie: int | None) -> bytes:
+    key = abi.OwnerKey(netns_cookie=cookie or netns_cookie())
+    for end, (address, port) in ((key.src, src), (key.dst, dst)):
+        end.address[:] = abi.pack_address(address)
+        end.port = port
+    return bytes(key)
 
 
 # What stands in the record of who loaded what, where it stands there.

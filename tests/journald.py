@@ -49,9 +49,10 @@ def until(done: Callable[[], bool], what: str, limit: float = LIMIT) -> None:
         time.sleep(0.005)
 
 
-def served(path: Path) -> bool:
-    """Tell whether somebody reads the datagram socket at path."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
+def served(path: Path, kind: str = "datagram") -> bool:
+    """Tell whether somebody reads the socket at path: datagram or stream."""
+    type_ = socket.SOCK_STREAM if kind == "stream" else socket.SOCK_DGRAM
+    with socket.socket(socket.AF_UNIX, type_) as probe:
         try:
             probe.connect(str(path))
         except OSError:

@@ -27,6 +27,7 @@ PIN_DIR = Path("/sys/fs/bpf/smtp-guard")
 # One line a verb, so that --help and the others need not import them all.
 VERBS = {
     "who-connected": "who connected where, from the journal",
+    "who-sent": "who sent a message, by its queue id or Message-ID",
     "watch": "findings as they come",
     "status": "is the policy in force, and what did it do",
     "plan": "who would be denied, and the rules that would allow it",

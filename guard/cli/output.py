@@ -17,8 +17,9 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
-from guard.finding import Finding, Kind, Notice
+from guard.finding import UNKNOWN, Finding, Kind, Message, Notice
 from guard.journal import Found
+from guard.message import mail_message
 from guard.text import address, json_text, printable
 
 
@@ -136,10 +137,32 @@ def notice_row(notice: Notice) -> dict[str, Any]:
     }
 
 
+def mail_row(found: Message) -> dict[str, Any]:
+    """Give the JSON row of a message."""
+    return {
+        "time": iso_time(found.time_us),
+        "kind": found.kind.value,
+        "queue_id": valid(found.queue_id),
+        "sender": valid(found.sender),
+        "recipients": found.recipients,
+        "size": found.size,
+        "sasl_user": valid(found.sasl_user),
+        "sasl_method": valid(found.sasl_method),
+        "protocol": valid(found.protocol),
+        "state": valid(found.state),
+        "helo": valid(found.helo),
+        "client": _end(found.client),
+        "server": _end(found.server),
+        "origin": row(found.origin) if found.origin else None,
+        "unknown": UNKNOWN.get(found.unknown),
+    }
+
+
 def as_json(found: Found) -> str:
     """Give one line of JSON Lines, without its newline."""
-    made = notice_row(found) if isinstance(found, Notice) else row(found)
-    return json_text(made)
+    if isinstance(found, Notice):
+        return json_text(notice_row(found))
+    return json_text(mail_row(found) if isinstance(found, Message) else row(found))
 
 
 class Csv:
@@ -264,8 +287,10 @@ class Table:
         )
 
 
-def notice_line(notice: Notice, width: int) -> str:
-    """Give the line of a notice, in the place of a finding's."""
-    first = notice.message.split("\n", 1)[0]
-    text = f"{short_time(notice.time_us)} {notice.kind.value}: {first}"
-    return cut(text, width)
+def notice_line(found: Notice | Message, width: int) -> str:
+    """Give the line of what is no connection, in the place of one's."""
+    if isinstance(found, Message):
+        text = mail_message(found)
+    else:
+        text = f"{found.kind.value}: {found.message.split(chr(10), 1)[0]}"
+    return cut(f"{short_time(found.time_us)} {text}", width)

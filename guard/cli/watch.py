@@ -10,7 +10,7 @@ import click
 
 from guard.cli import options
 from guard.cli.output import Table, as_json, notice_line, terminal_width
-from guard.finding import Notice
+from guard.finding import Finding
 from guard.query import findings, parse_time
 
 _EPILOG = """\b
@@ -48,9 +48,9 @@ def command(
                 sys.stdout.flush()
             elif json_:
                 sys.stdout.write(as_json(found) + "\n")
-            elif isinstance(found, Notice):
-                sys.stdout.write(notice_line(found, width) + "\n")
-            else:
+            elif isinstance(found, Finding):
                 sys.stdout.write(table.line(found) + "\n")
+            else:
+                sys.stdout.write(notice_line(found, width) + "\n")
     finally:
         torn.tell()

@@ -14,7 +14,7 @@ from guard.cli import options
 from guard.cli.output import (
     Csv,
     Table,
-    as_json,
+    cut,
     cut_front,
     iso_time,
     row,
@@ -25,6 +25,7 @@ from guard.cli.output import (
 from guard.finding import Finding, Kind
 from guard.query import Filter, Journal, connections, findings, parse_time
 from guard.query.groups import FIELDS, Group, groups
+from guard.query.messages import QueueIds
 from guard.text import json_text
 
 _EPILOG = """\b
@@ -84,6 +85,7 @@ def command(
     A row is a connection, with its end if it has ended; a summary is a row for
     as many as it counts. Rows are in order of time. JSON and CSV have all that
     is known, the table what fits: 80 columns, or the terminal if it is wider.
+    The queue ids of messages that came by a connection stand in it as well.
     """
     if json_ and csv_:
         raise click.UsageError("--json or --csv, not both")
@@ -100,7 +102,7 @@ def command(
             groups(found, group_by), group_by, limit, reverse, json_, csv_
         )
     else:
-        write, ends = _writer(json_, csv_)
+        write, ends = _writer(json_, csv_, QueueIds(journal).of)
         rows: Iterable[Finding]
         if follow:
             rows = _follow(journal, wanted, torn, parse_time(since or "now"))
@@ -140,13 +142,19 @@ def _follow(
             yield found
 
 
-def _writer(json_: bool, csv_: bool) -> tuple[Callable[[Finding], object], bool]:
+def _writer(
+    json_: bool, csv_: bool, queue_ids: Callable[[Finding], list[str]]
+) -> tuple[Callable[[Finding], object], bool]:
     """Give what writes a row, and whether it shows how a connection ended."""
+
+    def values(found: Finding) -> dict[str, Any]:
+        return {**row(found), "queue_ids": list(map(valid, queue_ids(found)))}
+
     if json_:
-        return lambda found: sys.stdout.write(as_json(found) + "\n"), True
+        return lambda found: sys.stdout.write(json_text(values(found)) + "\n"), True
     if csv_:
         lines = Csv()
-        return lambda found: lines.write(row(found)), True
+        return lambda found: lines.write(values(found)), True
     table = Table(terminal_width())
     header = [table.header() + "\n"]
 
@@ -154,6 +162,8 @@ def _writer(json_: bool, csv_: bool) -> tuple[Callable[[Finding], object], bool]
         while header:
             sys.stdout.write(header.pop())
         sys.stdout.write(table.line(found) + "\n")
+        if ids := queue_ids(found):
+            sys.stdout.write(f"{'':14} sent {cut(' '.join(ids), 60)}\n")
 
     return write, table.wide
 

@@ -102,6 +102,7 @@ def policy_json(policy: Policy) -> dict[str, object]:
             "group": policy.backstop.group,
         },
         "before": {"end": policy.before.end, "grace_ns": policy.before.grace_ns},
+        "mta": {"socket": str(policy.mta.socket) if policy.mta.socket else None},
         "tamper": "repair" if policy.repair else "report",
         "self_protection": policy.protection.name.lower(),
         "require": "bpf" if policy.needs_bpf else "any",

@@ -134,6 +134,13 @@ class Backstop:
 
 
 @dataclass(frozen=True, slots=True)
+class Mta:
+    """What the guard and the host's own mail server tell each other."""
+
+    socket: Path | None = None  # where Postfix asks; None: nowhere
+
+
+@dataclass(frozen=True, slots=True)
 class Policy:
     """All that a policy file and its includes say."""
 
@@ -147,6 +154,7 @@ class Policy:
     fold: Fold = Fold()
     backstop: Backstop = Backstop()
     before: Before = Before()
+    mta: Mta = Mta()
     repair: bool = True  # what somebody changes in the kernel is put back
     protection: Protection = Protection.OFF  # of who changes it, by the LSM
     needs_bpf: bool = False  # without kernel programs it is not put in force

@@ -41,7 +41,7 @@ from guard.text import printable
 
 _MAIN_KEYS = (
     *("mode", "ports", "include", "rule"),
-    *("local", "redirect", "fold", "before", "tamper", "backstop"),
+    *("local", "redirect", "fold", "before", "tamper", "backstop", "mta"),
     *("self_protection", "require"),
 )
 _INCLUDED_KEYS = ("include", "rule", "local")

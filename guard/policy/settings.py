@@ -7,6 +7,7 @@ from guard.abi import Mode, Protection, Verdict
 from guard.policy.backstop import backstop_section
 from guard.policy.fields import Table
 from guard.policy.model import DEFAULT_PORTS, Before, Fold, Policy, Rule
+from guard.policy.mta import mta_section
 from guard.policy.source import Problems, Source
 
 VERDICTS = {verdict.name.lower(): verdict for verdict in Verdict}
@@ -71,6 +72,7 @@ def settings(main: Source, rules: tuple[Rule, ...], problems: Problems) -> Polic
         folding,
         backstop_section(top),
         older,
+        mta_section(top),
         tamper == "repair",
         Protection[protection.upper()],
         require == "bpf",

@@ -14,7 +14,7 @@ from dataclasses import replace
 from itertools import count
 
 from guard.errors import JournalError
-from guard.finding import Finding, Kind, Notice
+from guard.finding import Finding, Kind, Message, Notice
 from guard.journal import Found, read
 from guard.query.entries import LATE_US, Entry, Journal
 from guard.query.filters import Filter
@@ -37,6 +37,7 @@ _BEGINNINGS = (
     Kind.BACKSTOP.value,
 )
 _ENDINGS = (Kind.CLOSED.value.encode(), Kind.ENDED.value.encode())
+_MESSAGE = Kind.MESSAGE.value.encode()
 _SUMMARY = Kind.SUMMARY.value.encode()
 # What the end of a connection knows better than its beginning.
 _END_FIELDS = (
@@ -66,7 +67,7 @@ def findings(
             yield None
             continue
         found = _read(entry, torn)
-        if isinstance(found, Notice) or (found is not None and accept(found)):
+        if found is not None and _accepts(accept, found):
             yield found
 
 
@@ -98,6 +99,14 @@ def connections(
             yield found
 
 
+def _accepts(accept: Callable[[Finding], bool], found: Found) -> bool:
+    """A message is wanted when the connection is that it came by."""
+    if isinstance(found, Message):
+        by = found.origin
+        return by is None or accept(replace(by, time_us=found.time_us))
+    return isinstance(found, Notice) or accept(found)
+
+
 def _read(entry: Entry, torn: Torn) -> Found | None:
     try:
         return read(entry)
@@ -111,7 +120,9 @@ def _beginnings(
 ) -> Iterator[Entry]:
     """Give the entries that begin a connection, in order, each with its end."""
     for entry in entries:
-        if entry.get("SMTPGUARD_KIND") in _ENDINGS:
+        if (kind := entry.get("SMTPGUARD_KIND")) == _MESSAGE:
+            continue
+        if kind in _ENDINGS:
             if ends:
                 window.end(entry)
         else:

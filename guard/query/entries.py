@@ -62,18 +62,22 @@ class Journal:
                     hint="--directory wants a directory of *.journal files",
                 ) from None
         self._finder: Any = None
-        self._trusted = writers(directory is not None or merge)
+        self._foreign = directory is not None or merge
+        self._trusted = writers(self._foreign)
 
     def open(self, matches: Sequence[str]) -> Any:
         """Open a reader whose entries are guardd's and meet matches."""
+        reader = self._open()
+        self._match(reader, matches)
+        return reader
+
+    def _open(self) -> Any:
         try:
-            reader = _reader._Reader(self._flags, self._directory)
+            return _reader._Reader(self._flags, self._directory)
         except (OSError, ValueError) as error:
             raise JournalError(
                 f"cannot be opened: {error}", hint="guardctl doctor looks at journald"
             ) from None
-        self._match(reader, matches)
-        return reader
 
     def _match(self, reader: Any, matches: Sequence[str]) -> None:
         """Ask for (a trusted writer) and (ours) and (all of matches).
@@ -107,6 +111,30 @@ class Journal:
                     return
                 yield _whole(reader)
 
+    def written_by(
+        self,
+        units: Sequence[str],
+        accounts: Sequence[str],
+        since_us: int,
+        until_us: int,
+    ) -> Iterator[Entry]:
+        """Give what others wrote in that time: processes of these units, on this host
+        also of these accounts. "_AT" is when journald had it.
+        """
+        trusted = [f"_SYSTEMD_UNIT={unit}" for unit in units]
+        for account in () if self._foreign else accounts:
+            with contextlib.suppress(KeyError):
+                trusted.append(f"_UID={pwd.getpwnam(account).pw_uid}")
+        with contextlib.closing(self._open()) as reader:
+            for match in trusted:
+                reader.add_match(match)
+                reader.add_disjunction()
+            reader.seek_realtime(since_us)
+            while _step(reader._next):
+                if (at := reader._get_realtime()) > until_us:
+                    return
+                yield {**_whole(reader), "_AT": at}
+
     def backward(
         self, matches: Sequence[str], since_us: int, until_us: int
     ) -> Iterator[Entry]:
@@ -137,13 +165,18 @@ class Journal:
 
     def find(self, matches: Sequence[str]) -> Entry | None:
         """Give the oldest entry that meets matches; cheap when asked often."""
+        return next(self.find_all(matches), None)
+
+    def find_all(self, matches: Sequence[str]) -> Iterator[Entry]:
+        """Give the entries that meet matches, oldest first; until the next question."""
         if self._finder is None:
             self._finder = self.open(matches)
         else:
             self._finder.flush_matches()
             self._match(self._finder, matches)
         self._finder.seek_head()
-        return _whole(self._finder) if _step(self._finder._next) else None
+        while _step(self._finder._next):
+            yield _whole(self._finder)
 
 
 def _whole(reader: Any) -> Entry:

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests.bench import backstop, daemon, denied, hooks, verdict
+from tests.bench import backstop, daemon, denied, hooks, mail, verdict
 from tests.bench.figure import Figure
 from tests.faults.site import CHECKOUT, Site, build_connects
 
@@ -34,6 +34,7 @@ PARTS: dict[str, Callable[[Site], list[Figure]]] = {
     "journal": daemon.to_journal,
     "start": daemon.starts,
     "memory": daemon.memory,
+    "mail": mail.measure,
 }
 QUERY = "query"
 MANY = 1000

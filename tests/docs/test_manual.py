@@ -19,14 +19,19 @@ from guard.journal import MESSAGE_IDS, lines
 from guard.ring import LOSSES
 from tests.docs.mdoc import CHECKOUT, PAGES, Section, read
 from tests.docs.options import guardctl_options, guardd_options, verbs
-from tests.journal.findings import whole
+from tests.journal.findings import mail, whole
 
 HELP = {"-h", "--help"}
 # Errors that a program does not end with.
 NEVER: dict[str, set[type[errors.GuardError]]] = {
-    "guardctl.1": {errors.TornEvent, errors.ScribeDied},
-    "guardd.8": {errors.TornEvent, errors.BadQuery, errors.NotWritten},
-    "smtp-guard.7": {errors.TornEvent},
+    "guardctl.1": {errors.TornEvent, errors.BadRequest, errors.ScribeDied},
+    "guardd.8": {
+        errors.TornEvent,
+        errors.BadRequest,
+        errors.BadQuery,
+        errors.NotWritten,
+    },
+    "smtp-guard.7": {errors.TornEvent, errors.BadRequest},
 }
 OTHERS = {
     "guardctl.1": {0, 1, 2, errors.EX_IOERR, 130, 141},
@@ -126,6 +131,18 @@ def test_every_field_of_a_finding_is_explained_and_no_other() -> None:
     written = {line.partition("=")[0] for line in lines(whole())}
     ours = {name for name in written if name.startswith("SMTPGUARD_")}
     assert sorted(explained) == sorted(ours)
+
+
+def test_every_field_of_a_message_is_explained_and_no_other() -> None:
+    page = read("smtp-guard.7")
+    messages, connections = (
+        {name for item in page[title].items() for name in item.named("Dv")}
+        for title in ("Fields of messages", "Fields of connections")
+    )
+    entries = [*lines(mail(whole())), *lines(mail(None))]
+    written = {line.partition("=")[0] for line in entries}
+    ours = {name for name in written if name.startswith("SMTPGUARD_")}
+    assert ours - connections == messages
 
 
 def test_keys_of_json_are_those_of_the_fields() -> None:

@@ -25,7 +25,7 @@ RATE = 50_000  # connects a second, of a denied flood
 BURST = 5  # findings at once, of an identity in a window; see policy() in site.py
 WINDOW = 5  # seconds, as policies/default.toml has it
 MEMORY_MB = 60  # what guardd may use; it has 25 when it starts
-MAPS_MB = 64 + 52 + 52 + 10  # ring, owners, folds when full, and the rest
+MAPS_MB = 64 + 52 + 52 + 7 + 10  # ring, owners, folds when full, departed, the rest
 
 
 def test_units_come_and_go(site: Site, trial: Trials, size: Size) -> None:

@@ -12,7 +12,7 @@ from guard import abi
 from guard.event import HEADER_SIZE
 from guard.journal import frame, lines
 from tests.fuzz.targets import CORPUS
-from tests.journal.findings import findings, notices
+from tests.journal.findings import findings, messages, notices
 from tests.policy.test_hostile import KEYS, VALUES, toml
 
 # What steers terminals, hides text, ends lines, or looks like a field of ours.
@@ -44,7 +44,7 @@ def events(draw: st.DrawFn) -> bytes:
     return bytes(head) + b"".join(parts)
 
 
-entries = st.lists(findings | notices, min_size=1, max_size=4).map(
+entries = st.lists(findings | notices | messages, min_size=1, max_size=4).map(
     lambda found: b"\n".join(frame(lines(one)) for one in found)
 )
 records = st.dictionaries(
@@ -131,12 +131,49 @@ _frames = st.sampled_from(
 )
 packets = st.tuples(_frames, _ipv4 | _ipv6, st.binary(max_size=24)).map(b"".join)
 
+_attributes = st.lists(
+    st.tuples(
+        st.sampled_from(
+            ["sender", "helo_name", "queue_id", "size", "recipient_count", "x"]
+            + ["client_address", "client_port", "server_address", "server_port"]
+        ),
+        texts | st.sampled_from(["127.0.0.1", "::1%lo", "25", "65536", "4jZ0"]),
+    ).map(lambda made: "=".join(made).replace("\n", "\r")),
+    max_size=9,
+)
+delegations = st.lists(_attributes, max_size=3).map(
+    lambda made: "".join(
+        "\n".join(
+            ["request=smtpd_access_policy", "protocol_state=END-OF-MESSAGE", *lines]
+        )
+        + "\n\n"
+        for lines in made
+    ).encode("utf-8", "surrogateescape")
+)
+_log_heads = st.sampled_from(
+    ["Nov 24 23:44:40 host ", "2026-11-24T23:44:40.1+01:00 host ", "Feb 30 1:1:1 h "]
+    + ["2026-11-24 23:44:40 ", "2026-11-24 23:44:40.123 +0100 [12] ", ""]
+)
+_log_bodies = st.sampled_from(
+    ["postfix/smtpd[1]: 4jZ0: client=x[127.0.0.1]:37634, sasl_username=a"]
+    + [
+        "postfix/cleanup[1]: 4jZ0: message-id=<",
+        "postfix/pickup[1]: 4jZ0: uid=33 from=<",
+    ]
+    + ["1vNQ2k-000000-A7 <= a@b H=(c) [127.0.0.1]:37634 P=esmtp id=", "U=root", " A=b:"]
+)
+logs = st.lists(st.tuples(_log_heads, _log_bodies, texts).map("".join), max_size=4).map(
+    lambda made: "\n".join(made).encode("utf-8", "surrogateescape")
+)
+
 STRUCTURED: dict[str, st.SearchStrategy[bytes]] = {
     "event": events(),
     "ring": _samples,
     "packet": packets,
     "about": records,
     "cgroup": cgroups,
+    "delegation": delegations,
+    "maillog": logs,
     "entry": entries,
     "verbs": st.tuples(st.binary(min_size=1, max_size=1), entries).map(b"".join),
     "policy": policies,

@@ -41,6 +41,12 @@ class Entries:
     def find(self, _: object) -> dict[str, Any] | None:
         return dict(self._entries[-1]) if self._entries else None
 
+    def find_all(self, _: object) -> Iterator[dict[str, Any]]:
+        return self.forward()
+
+    def written_by(self, *_: object) -> Iterator[dict[str, Any]]:
+        return iter([{**entry, "_AT": 1} for entry in self._entries])
+
     def follow(self, *_: object) -> Iterator[dict[str, Any] | None]:
         yield from self.forward()
         yield None

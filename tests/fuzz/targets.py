@@ -19,12 +19,15 @@ from typing import Any, TypeVar
 
 from guard import abi, filewatch, ringbuf
 from guard.backstop.packet import unpack_head
-from guard.cli.output import Table, as_json, cut, cut_front
+from guard.cli.output import Table, as_json, cut, cut_front, notice_line
 from guard.errors import BadQuery, GuardError, JournalError, PolicyError, TornEvent
 from guard.event import unpack_event
-from guard.finding import Finding
+from guard.finding import Finding, Message, Notice
 from guard.journal import Found, frame, lines, read
-from guard.message import message
+from guard.message import mail_message, message
+from guard.mta.delegation import parse_request, take_requests
+from guard.mta.maillog import parse_line, read_line
+from guard.mta.policy_service import sent_message
 from guard.origin import Naming, cgroup2_path, container_of, unit_of
 from guard.policy import compile_rows, parse
 from guard.policy.describe import policy_json
@@ -114,6 +117,24 @@ def packet(data: bytes) -> None:
     assert tcp is None or unpack_head(data, framed=True) == tcp
 
 
+def delegation(data: bytes) -> None:
+    """What Postfix asks, with what a client said in it: refused, or journalled."""
+    whole, _ = take_requests(data)
+    for raw in whole:
+        request = parse_request(raw)
+        told = sent_message(request, lambda client, server: None, NAMING)
+        assert journalled(told) == told
+        _harmless(told)
+
+
+def maillog(data: bytes) -> None:
+    """Lines of a mail log: of no use, or a queue id and who it says it was."""
+    for raw in data.split(b"\n"):
+        line = read_line(raw.decode("utf-8", "surrogateescape"), 1_795_335_789_549_780)
+        found = parse_line(line) if line else None
+        assert found is None or found.queue_id.replace("-", "").isalnum()
+
+
 def about(data: bytes) -> None:
     """The record in the map `about`: refused, or of the types that verbs rely on."""
     try:
@@ -178,13 +199,16 @@ def entry(data: bytes) -> None:
         except JournalError as error:
             assert str(error).isprintable()
             continue
-        if isinstance(found, Finding):
+        if not isinstance(found, Notice):
             assert journalled(found) == found
         _harmless(found)
 
 
 def _harmless(found: Found) -> None:
     as_json(found).encode("ascii")
+    if isinstance(found, Message):
+        shown = [mail_message(found), notice_line(found, 80)]
+        assert not any(map(HARMFUL.search, shown)), shown
     if isinstance(found, Finding):
         shown = [message(found), *(Table(width).line(found) for width in (80, 140))]
         shown += [cut_front(str(value(found)), 40) for value in FIELDS.values()]
@@ -195,6 +219,8 @@ _VERBS: tuple[tuple[str, ...], ...] = (
     ("who-connected",),
     ("who-connected", "--json", "--reverse"),
     ("who-connected", "--csv", "--limit", "3"),
+    ("who-sent", "4jZ0BV37cFz1f"),
+    ("who-sent", "4jZ0BV37cFz1f", "--json"),
     ("watch",),
     ("watch", "--json"),
     ("plan", "--since", "@0"),
@@ -299,7 +325,7 @@ def text(data: bytes) -> None:
 TARGETS: dict[str, Callable[[bytes], None]] = {
     target.__name__: target
     for target in (
-        *(event, ring, packet, about, inotify, cgroup),
+        *(event, ring, packet, about, inotify, cgroup, delegation, maillog),
         *(entry, verbs),
         *(policy, question, arguments, finding, text),
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from guard.finding import Finding, Kind, Maker, Notice, Process
+from guard.finding import UNKNOWN, Finding, Kind, Maker, Message, Notice, Process
 from guard.journal import NOTICES
 
 BOOT = "c3e7caf302f84c289c136585bbc253b9"
@@ -94,6 +94,27 @@ def finding(kind: Kind = Kind.DENIED, **changes: Any) -> Finding:
     return dataclasses.replace(PLAIN, kind=kind, **(implied | changes))
 
 
+def mail(origin: Finding | None, **changes: Any) -> Message:
+    """Give a message of now that came by this connection."""
+    plain = Message(
+        time_us=now_us(),
+        queue_id="4jZ0BV37cFz1f",
+        sender="app@host.example.net",
+        recipients=2,
+        size=345,
+        sasl_user="",
+        sasl_method="",
+        protocol="ESMTP",
+        state="END-OF-MESSAGE",
+        helo="shop.example",
+        client=("127.0.0.1", 37634),
+        server=("127.0.0.1", 25),
+        origin=origin,
+        unknown="" if origin else "no-connection",
+    )
+    return dataclasses.replace(plain, **changes)
+
+
 # What the kernel can hand over: any bytes without NUL, decoded as abi.py does.
 hostile = st.binary(max_size=60).map(
     lambda raw: raw.replace(b"\0", b"\n").decode("utf-8", "surrogateescape")
@@ -108,7 +129,9 @@ _name = st.none() | hostile
 
 findings = st.builds(
     Finding,
-    kind=st.sampled_from([kind for kind in Kind if kind not in NOTICES]),
+    kind=st.sampled_from(
+        [kind for kind in Kind if kind not in NOTICES and kind is not Kind.MESSAGE]
+    ),
     time_us=_time,
     seq=_u63,
     connection=hostile,
@@ -167,6 +190,30 @@ findings = st.builds(
         max_size=3,
     ).map(tuple),
     incomplete=st.sets(st.sampled_from(["args-cut", "no-exe"])).map(tuple),
+)
+messages = st.builds(
+    mail,
+    st.none() | findings,
+    time_us=_time,
+    queue_id=st.sampled_from(["", "8045F2AB23", "4jZ0BV37cFz1f"]),
+    sender=hostile,
+    recipients=_u32,
+    size=_u63,
+    sasl_user=hostile,
+    sasl_method=hostile,
+    protocol=hostile,
+    state=hostile,
+    helo=hostile,
+    client=st.none() | _end,
+    server=st.none() | _end,
+).map(
+    lambda made: (
+        made
+        if made.origin
+        else dataclasses.replace(
+            made, unknown=sorted(UNKNOWN)[made.size % len(UNKNOWN)]
+        )
+    )
 )
 notices = st.builds(
     Notice,

@@ -13,13 +13,14 @@ import pytest
 from guard.finding import Kind, Notice
 from guard.journal import MESSAGE_IDS, NOTICES, lines
 from tests.journal.conftest import CHECKOUT
-from tests.journal.findings import finding
+from tests.journal.findings import finding, mail
 
 CATALOG = CHECKOUT / "units" / "smtp-guard.catalog"
 # Values that no process chooses; journalctl -x prints them as they are.
 HARMLESS = {
     *("PID", "UID", "DST_ADDR", "DST_PORT", "SRC_PORT", "RULE", "OUTCOME"),
     *("VERDICT", "COUNT", "BYTES_SENT", "BYTES_RECEIVED"),
+    *("SIZE", "RECIPIENTS"),
 }
 
 
@@ -58,6 +59,8 @@ def test_the_text_says_what_to_do_with_fields_that_exist(
     if kind in NOTICES:
         assert not used
         entry = lines(Notice(kind, 1, "x"))
+    elif kind is Kind.MESSAGE:
+        entry = lines(mail(finding(Kind.LOCAL)))
     else:
         entry = lines(finding(kind, rule="r", count=2))
     if kind is not Kind.DENIED:

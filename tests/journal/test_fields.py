@@ -12,10 +12,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guard.errors import JournalError
-from guard.finding import Finding, Kind, Maker, Notice, Process
+from guard.finding import Finding, Kind, Maker, Message, Notice, Process
 from guard.journal import MESSAGE_IDS, Found, fields, frame, lines, read
-from guard.message import message, priority
-from tests.journal.findings import PLAIN, finding, findings, hostile, notices, whole
+from guard.message import mail_message, message, priority
+from tests.journal.findings import (
+    PLAIN,
+    finding,
+    findings,
+    hostile,
+    mail,
+    messages,
+    notices,
+    whole,
+)
 
 
 def entry(found: Found) -> dict[str, Any]:
@@ -40,7 +49,7 @@ def unframe(datagram: bytes) -> list[bytes]:
     return found
 
 
-@given(findings | notices)
+@given(findings | notices | messages)
 def test_what_is_written_is_read_back_to_the_byte(found: Found) -> None:
     assert read(entry(found)) == found
     as_text = {
@@ -49,7 +58,7 @@ def test_what_is_written_is_read_back_to_the_byte(found: Found) -> None:
     assert read(as_text) == found
 
 
-@given(findings | notices)
+@given(findings | notices | messages)
 def test_no_text_can_forge_a_field(found: Found) -> None:
     sent = unframe(frame(lines(found)))
     assert sent == fields(found)
@@ -62,6 +71,32 @@ def test_no_text_can_forge_a_field(found: Found) -> None:
 def test_the_message_is_one_printable_line(found: Finding) -> None:
     assert message(found).isprintable()
     assert 4 <= priority(found) <= 6
+
+
+@given(messages)
+def test_the_message_of_a_mail_is_one_printable_line(found: Message) -> None:
+    assert mail_message(found).isprintable()
+
+
+def test_the_message_of_a_mail_reads_well() -> None:
+    by = finding(Kind.LOCAL)
+    assert mail_message(mail(by, sender="a\nb@x")) == (
+        "message 4jZ0BV37cFz1f from <a\\x0ab@x>, 2 recipients, 345 bytes: pid 4711"
+        " (php8.2, www-data) 127.0.0.1:37634; /usr/bin/php8.2 in /srv/www/shop, unit"
+        " php8.2-fpm.service"
+    )
+    assert mail_message(mail(None, sasl_user="app")) == (
+        "message 4jZ0BV37cFz1f from <app@host.example.net>, 2 recipients, 345 bytes,"
+        " logged in as app: 127.0.0.1:37634: no connection of a process of this host"
+        " had these ends"
+    )
+
+
+def test_a_message_is_not_taken_for_the_entry_of_its_connect() -> None:
+    """Who asks the journal for a connect() by its number would find the message."""
+    by = finding(Kind.LOCAL, seq=7)
+    assert "SMTPGUARD_SEQ" not in entry(mail(by))
+    assert entry(mail(by))["SMTPGUARD_CONNECT_SEQ"] == b"7"
 
 
 def test_every_attribute_of_a_finding_has_a_field() -> None:
@@ -164,7 +199,7 @@ garbage = (
     | st.sampled_from([b"-1", b"9" * 30, b"\xb2", "²", b"[[]]", b'[{"pid":1}]', b"[1]",
                        b"[" * 5000, b'{"a":1}', b"1e999", b"[NaN]", b"lost"])
 )  # fmt: skip
-valid_entry = (findings | notices).map(entry)
+valid_entry = (findings | notices | messages).map(entry)
 
 
 @given(st.dictionaries(st.sampled_from(sorted(entry(PLAIN))) | hostile, garbage))

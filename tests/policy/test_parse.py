@@ -445,5 +445,6 @@ def test_what_the_default_policy_comments_out_is_right() -> None:
     assert "\n[[rule]]" in example and "\n[fold]" in example
     policy = parse(example.replace('"backup-report"', '"b"'), directory=folder)
     names = [rule.name for rule in policy.rules]
+    assert policy.mta.socket
     assert names[0] == "b" and names[-1] == "no-mail-from-cgi"
     assert policy.rules[0].to and policy.rules[0].ports == (587,)

@@ -30,6 +30,7 @@ INSTALLED = {
     SERVICE: f"systemd/system/{SERVICE}",
     "smtp-guard.sysusers": "sysusers.d/smtp-guard.conf",
     "smtp-guard.tmpfiles": "tmpfiles.d/smtp-guard.conf",
+    "smtp-guard-postfix.tmpfiles": "tmpfiles.d/smtp-guard-postfix.conf",
     "smtp-guard.catalog": "systemd/catalog/smtp-guard.catalog",
 }
 ENFORCE = 'mode = "enforce"\n'

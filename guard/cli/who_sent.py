@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""guardctl who-sent: the process behind a message of the mail server."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from guard.cli import options
+from guard.cli.output import iso_time, mail_row, row, valid
+from guard.finding import Finding
+from guard.mta.maillog import files, journalled
+from guard.mta.senders import Sent, senders
+from guard.query import Filter
+from guard.text import address, json_text, printable
+
+_EPILOG = """\b
+Postfix tells guardd of every message, if main.cf says (see docs/postfix.md):
+  smtpd_end_of_data_restrictions =
+      check_policy_service { unix:smtp-guard/policy, default_action=DUNNO }
+Of a message that guardd was not told of, the mail server's log gives the port
+it came from, and the journal whose connection that was at the time; such an
+answer says "joined by port and time". The log is the journal's, or --log.
+
+\b
+Exit status: 0 with at least one message, 1 when none is known (as grep).
+
+\b
+Examples:
+  guardctl who-sent 4Zx1Yb2Q9dz1Lm
+  guardctl who-sent "<20261124.8f2c@shop.example>" --since yesterday
+  guardctl who-sent 4Zx1Yb2Q9dz1Lm --json
+  guardctl who-sent 1vNQ2k-000000-A7 --log /var/log/exim4/mainlog
+"""
+
+
+@click.command(name="who-sent", epilog=_EPILOG)
+@click.argument("what", metavar="QUEUEID|MESSAGE-ID")
+@click.option("--since", metavar="TIME", help="Taken in then or later.")
+@click.option("--until", metavar="TIME", help="Taken in then or earlier.")
+@options.journals
+@click.option(
+    "--log",
+    "logs",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    metavar="FILE",
+    help="Read the mail log in FILE (also .gz), not in the journal.",
+)
+@click.option("--json", "json_", is_flag=True, help="JSON Lines: an object a line.")
+def command(
+    what: str,
+    since: str | None,
+    until: str | None,
+    directory: str | None,
+    merge: bool,
+    logs: tuple[Path, ...],
+    json_: bool,
+) -> int:
+    """Show who sent a message: process, user, script folder, unit.
+
+    A queue id that was used more than once has as many answers.
+    """
+    wanted = options.take_filter({}, since, until)
+    journal = options.take_journal(directory, merge)
+    log = files(logs) if logs else journalled(journal, *_times(wanted))
+    torn = options.Torn()
+    shown = 0
+    for sent in senders(what, journal, log, wanted, torn):
+        sys.stdout.write(json_text(_row(sent)) if json_ else _block(sent))
+        sys.stdout.write("\n")
+        shown += 1
+    torn.tell()
+    if not shown:
+        where = "the log" if logs else "the journal"
+        click.echo(
+            f"no message {printable(what)}: guardd was not told of it, and {where}"
+            " has no line that tells its client",
+            err=True,
+        )
+    return 0 if shown else 1
+
+
+def _times(wanted: Filter) -> tuple[int, int]:
+    return wanted.since_us, wanted.until_us
+
+
+def _how(sent: Sent) -> str | None:
+    if sent.origin is None:
+        return None
+    return "joined by port and time" if sent.joined else "told by the mail server"
+
+
+def _row(sent: Sent) -> dict[str, Any]:
+    """Give the JSON row; the keys are documented and stay."""
+    made: dict[str, Any] = {
+        "queue_id": valid(sent.queue_id),
+        "time": iso_time(sent.time_us),
+        "how": _how(sent),
+        "why": sent.why or None,
+        "origin": row(sent.origin) if sent.origin else None,
+    }
+    message = mail_row(sent.message) if sent.message else {}
+    for name in ("sender", "recipients", "size", "sasl_user", "sasl_method", "helo"):
+        made[name] = message.get(name)
+    made["client"] = message.get("client")
+    if (logged := sent.logged) is not None:
+        client = logged.client or (None, None)
+        made["client"] = {"addr": client[0] and valid(client[0]), "port": client[1]}
+        made["sender"] = None if logged.sender is None else valid(logged.sender)
+        made["sasl_user"] = valid(logged.sasl_user)
+        made["uid"] = logged.uid
+    return made
+
+
+def _block(sent: Sent) -> str:
+    """Give some lines for eyes, each escaped."""
+    lines = [f"{sent.queue_id}  {iso_time(sent.time_us)}", *_mail(sent)]
+    if sent.origin:
+        lines += [f"  {name:<9} {text}" for name, text in _who(sent.origin)]
+        lines.append(f"  known     {_how(sent)}")
+    else:
+        lines.append(f"  unknown   {sent.why}")
+    return "\n".join(map(printable, lines))
+
+
+def _mail(sent: Sent) -> list[str]:
+    if (message := sent.message) is None:
+        logged = sent.logged
+        return (
+            [f"  login     {logged.sasl_user}"] if logged and logged.sasl_user else []
+        )
+    count = message.recipients
+    recipients = "1 recipient" if count == 1 else f"{count} recipients"
+    lines = [f"  from      <{message.sender}>, {recipients}, {message.size} bytes"]
+    if message.sasl_user:
+        lines.append(f"  login     {message.sasl_user} ({message.sasl_method})")
+    if message.client and not message.origin:
+        lines.append(f"  client    {address(message.client)}")
+    return lines
+
+
+def _who(found: Finding) -> list[tuple[str, str]]:
+    user = found.user if found.user is not None else f"uid {found.uid}"
+    lines = [
+        ("process", f"pid {found.pid} ({found.comm}), user {user}"),
+        ("program", found.exe or "no executable"),
+        ("arguments", " ".join(found.args)),
+        ("folder", found.cwd),
+        ("unit", found.unit or found.cgroup),
+    ]
+    if found.container:
+        lines.append(("container", found.container))
+    source = f"{address(found.src)} -> " if found.src else ""
+    lines.append(("by", f"{source}{address(found.via or found.dst)}"))
+    lines.append(("connected", f"{iso_time(found.time_us)}, {found.connection}"))
+    return lines

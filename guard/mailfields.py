@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A Message's own journal fields, written and read; those of its origin are a
+finding's, see journal.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from operator import attrgetter
+from typing import Any
+
+from guard.finding import UNKNOWN, Finding, Message
+from guard.values import end, number, text, time_us
+
+_COLUMNS: tuple[tuple[str, str, Callable[[Any], Any]], ...] = (
+    ("time_us", "SMTPGUARD_TIME_US", time_us),
+    ("queue_id", "SMTPGUARD_QUEUE_ID", text),
+    ("sender", "SMTPGUARD_SENDER", text),
+    ("recipients", "SMTPGUARD_RECIPIENTS", number),
+    ("size", "SMTPGUARD_SIZE", number),
+    ("sasl_user", "SMTPGUARD_SASL_USER", text),
+    ("sasl_method", "SMTPGUARD_SASL_METHOD", text),
+    ("protocol", "SMTPGUARD_PROTOCOL", text),
+    ("state", "SMTPGUARD_STATE", text),
+    ("helo", "SMTPGUARD_HELO", text),
+)
+_values = attrgetter(*(attribute for attribute, _, _ in _COLUMNS))
+# What a finding calls by a name that the message needs for itself. Its number too:
+# delivery.py knows the entry of a connect() by it.
+_RENAMED = {
+    "SMTPGUARD_KIND": "SMTPGUARD_CONNECT_KIND",
+    "SMTPGUARD_TIME_US": "SMTPGUARD_CONNECT_US",
+    "SMTPGUARD_SEQ": "SMTPGUARD_CONNECT_SEQ",
+}
+_HEAD = ("MESSAGE", "MESSAGE_ID", "PRIORITY", "SYSLOG_IDENTIFIER")
+
+
+def message_lines(found: Message, origin: list[str]) -> list[str]:
+    """Give the "NAME=value" texts; origin: those of the origin's own entry."""
+    lines = [
+        f"{field}={value}"
+        for (_, field, _), value in zip(_COLUMNS, _values(found), strict=True)
+    ]
+    for which, where in (("CLIENT", found.client), ("SERVER", found.server)):
+        if where:
+            lines.append(f"SMTPGUARD_{which}_ADDR={where[0]}")
+            lines.append(f"SMTPGUARD_{which}_PORT={where[1]}")
+    if found.unknown:
+        lines.append(f"SMTPGUARD_UNKNOWN={found.unknown}")
+    for line in origin:
+        name, _, value = line.partition("=")
+        if name not in _HEAD:
+            lines.append(f"{_RENAMED.get(name, name)}={value}")
+    return lines
+
+
+def read_message(
+    entry: Mapping[str, Any], read_origin: Callable[[Mapping[str, Any]], Finding]
+) -> Message:
+    """Make a Message of an entry; read_origin makes the finding of the connect().
+
+    Raises KeyError and ValueError for what guardd cannot have written.
+    """
+    origin = None
+    if "SMTPGUARD_CONNECT_KIND" in entry:
+        origin = read_origin(
+            {**entry, **{name: entry[by] for name, by in _RENAMED.items()}}
+        )
+    unknown = text(entry.get("SMTPGUARD_UNKNOWN", ""))
+    if bool(unknown) == bool(origin) or unknown not in ("", *UNKNOWN):
+        raise ValueError("a message of no origin, and no reason")
+    return Message(
+        client=end("CLIENT", entry) if "SMTPGUARD_CLIENT_ADDR" in entry else None,
+        server=end("SERVER", entry) if "SMTPGUARD_SERVER_ADDR" in entry else None,
+        origin=origin,
+        unknown=unknown,
+        **{attribute: how(entry[name]) for attribute, name, how in _COLUMNS},
+    )

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Who sent a message: what Postfix told guardd of it, else port and time of a log."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from guard.finding import UNKNOWN, Finding, Kind, Message
+from guard.mta.maillog import Log, Logged, parse_line
+from guard.query import Filter, Journal, connections
+from guard.query.connections import Torn
+from guard.query.messages import messages
+
+QUEUE_ID = re.compile(
+    r"[0-9A-Za-z]{5,64}|[0-9A-Za-z]{6}-[0-9A-Za-z]{6,11}-[0-9A-Za-z]{2,4}"
+)
+_SECOND = 1_000_000
+# A session may go on for long before its message comes; a client that has closed
+# already is answered to the end of what it sent within smtpd's own limits.
+_SESSION_US = 86_400 * _SECOND
+_AFTER_END_US = 600 * _SECOND
+_NEVER = ("denied", "refused", "timed-out", "failed", "not-sent")
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A message, and who sent it as far as it is known."""
+
+    queue_id: str
+    time_us: int
+    message: Message | None  # as Postfix told guardd
+    logged: Logged | None  # as the log has it, where guardd was not told
+    origin: Finding | None
+    joined: bool = False  # by port and time: nobody said so
+    why: str = ""  # there is no origin
+
+
+def senders(
+    what: str, journal: Journal, log: Log, wanted: Filter, torn: Torn
+) -> Iterator[Sent]:
+    """Give every message of a queue id, or of a Message-ID that the log knows.
+
+    Of wanted only the times count. Raises JournalError and MtaError.
+    """
+    name = what.strip("<>")
+    ids = [what] if QUEUE_ID.fullmatch(what) else list(_queue_ids(name, log, wanted))
+    unknown = []
+    for queue_id in ids:
+        told = [
+            _told(found, journal, torn)
+            for found in messages(journal, queue_id, wanted, torn)
+        ]
+        yield from told
+        if not told:
+            unknown.append(queue_id)
+    if unknown:
+        yield from _from_log(unknown, journal, log, wanted, torn)
+
+
+def _queue_ids(message_id: str, log: Log, wanted: Filter) -> dict[str, None]:
+    return {
+        found.queue_id: None
+        for found in _within(log, wanted)
+        if found.message_id == message_id
+    }
+
+
+def _within(log: Log, wanted: Filter) -> Iterator[Logged]:
+    for line in log():
+        in_time = wanted.since_us - _SECOND < line.time_us <= wanted.until_us
+        if in_time and (found := parse_line(line)):
+            yield found
+
+
+def _told(found: Message, journal: Journal, torn: Torn) -> Sent:
+    sent = Sent(found.queue_id, found.time_us, found, None, found.origin)
+    if found.origin:
+        return sent
+    joined = found.client and join(found.client, found.time_us, journal, torn)
+    if joined:
+        return replace(sent, origin=joined, joined=True)
+    return replace(sent, why=UNKNOWN[found.unknown])
+
+
+def _from_log(
+    ids: list[str], journal: Journal, log: Log, wanted: Filter, torn: Torn
+) -> Iterator[Sent]:
+    for found in _within(log, wanted):
+        if found.queue_id not in ids or (found.client is None and found.uid is None):
+            continue
+        sent = Sent(found.queue_id, found.time_us, None, found, None)
+        if found.client is None:
+            yield replace(sent, why=f"handed in by sendmail(1), by user ID {found.uid}")
+        elif (port := found.client[1]) is None:
+            yield replace(
+                sent,
+                why="the log has no port: set smtpd_client_port_logging = yes"
+                " (Exim: log_selector = +incoming_port)",
+            )
+        else:
+            # a log's second is the one it began in
+            at_us = found.time_us + _SECOND
+            origin = join((found.client[0], port), at_us, journal, torn)
+            why = "" if origin else UNKNOWN["no-connection"]
+            yield replace(sent, origin=origin, joined=bool(origin), why=why)
+
+
+def join(
+    client: tuple[str, int], at_us: int, journal: Journal, torn: Torn
+) -> Finding | None:
+    """Find the connection from this port that was there at that time, or just before.
+
+    None: the journal has none, or only one that had long ended.
+    """
+    wanted = Filter(
+        since_us=max(at_us - _SESSION_US, 0), until_us=at_us, from_ports=(client[1],)
+    )
+    for found in connections(journal, wanted, torn, newest_first=True):
+        if found.src != client or found.kind is Kind.SUMMARY:
+            continue
+        if found.outcome in _NEVER:
+            continue
+        ended = found.duration_us
+        late = at_us - _AFTER_END_US
+        if ended is not None and found.time_us + ended < late:
+            return None
+        return found
+    return None

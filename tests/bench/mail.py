@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a message costs: Postfix's question to guardd, and mail through smtpd.
+
+In a lab of its own, with a real Postfix: see tests/mta.
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+import time
+from pathlib import Path
+from statistics import median, quantiles
+
+from tests.bench.figure import Figure
+from tests.faults.site import Site
+from tests.lab import Lab
+from tests.lab.guarded import Guard, start_journald
+from tests.lab.lab import CHECKOUT, HOST
+from tests.mta.desk import Desk
+from tests.mta.mailhost import POLICY, SOCKET, MailHost
+from tests.mta.test_delegation import changed
+
+ASKED, ROUNDS, MESSAGES, SESSIONS = 2000, 25, 100, 4
+PAUSE_SECONDS = 0.002  # no smtpd asks again in the moment it was answered
+TRIVIAL = "/run/trivial"
+# 465 is guarded as 25 is, and its smtpd asks nobody.
+WITH, WITHOUT = 25, 465
+MASTER_CF = f"""\
+{WITHOUT} inet n - y - - smtpd
+  -o smtpd_end_of_data_restrictions=
+"""
+MAIN_CF = """\
+max_use = 100
+default_transport = discard:
+transport_maps =
+"""
+
+
+class BenchHost(MailHost):
+    """The same, and what it takes it throws away."""
+
+    def __init__(self, lab: Lab) -> None:
+        """Configure, but do not start."""
+        super().__init__(lab)
+        for name, more in (("main.cf", MAIN_CF), ("master.cf", MASTER_CF)):
+            path = lab.path(f"/etc/postfix/{name}")
+            path.write_text(path.read_text() + more)
+
+
+def measure(_: Site) -> list[Figure]:
+    """Ask both servers in turns; send through both smtpds in turns."""
+    with Lab() as lab:
+        start_journald(lab)
+        postfix = BenchHost(lab)
+        postfix.start()
+        desk = Desk(lab, postfix, Guard(lab, POLICY))
+        desk.start_guard()
+        figures = _answers(desk) + _throughput(desk)
+        desk.guard.stop()
+    return figures
+
+
+def _answers(desk: Desk) -> list[Figure]:
+    server = desk.lab.start(
+        [sys.executable, str(CHECKOUT / "tests/bench/trivial.py"), TRIVIAL],
+        unit="system.slice/trivial.service",
+    )
+    assert server.stdout and server.stdout.readline() == "listens\n"
+    # a connection that guardd finds: what most messages have
+    holder = desk.hold(["/usr/bin/python3", "-c", _HOLD])
+    assert holder.stdout
+    port = holder.stdout.readline().strip().encode()
+    request = changed(b"client_port", port) + b"\n\n"
+    took = {
+        "guardd": _Asker(desk.lab.path(SOCKET), request),
+        "trivial": _Asker(desk.lab.path(TRIVIAL), request),
+    }
+    for _ in range(ASKED):
+        for asker in took.values():
+            time.sleep(PAUSE_SECONDS)
+            asker.ask()
+    holder.kill()
+    server.kill()
+    ours, theirs = (median(asker.took_us) for asker in took.values())
+    slowest = quantiles(took["guardd"].took_us, n=100)[98]
+    return [
+        Figure.at_most(
+            "a policy answer to Postfix, median",
+            1,
+            ours / 1000,
+            " ms",
+            f"of {ASKED}, each journalled with its process; 99 % within"
+            f" {slowest / 1000:.2f} ms",
+        ),
+        Figure.at_most(
+            "the same / a server that only says DUNNO",
+            1.5,
+            ours / theirs,
+            "x",
+            f"{ours:.0f} us / {theirs:.0f} us",
+        ),
+    ]
+
+
+_HOLD = """\
+import socket
+mail = socket.create_connection(("127.0.0.1", 25))
+print(mail.getsockname()[1], flush=True)
+while mail.recv(1000):
+    pass
+"""
+
+
+class _Asker:
+    """One connection to a policy server, and how long its answers took."""
+
+    def __init__(self, path: Path, request: bytes) -> None:
+        self._request = request
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.connect(str(path))
+        self.took_us: list[float] = []
+
+    def ask(self) -> None:
+        began = time.perf_counter_ns()
+        self._socket.sendall(self._request)
+        answer = self._socket.recv(100)
+        self.took_us.append((time.perf_counter_ns() - began) / 1000)
+        assert answer == b"action=DUNNO\n\n", answer
+
+
+def _throughput(desk: Desk) -> list[Figure]:
+    rates: dict[int, list[float]] = {WITH: [], WITHOUT: []}
+    for number in range(ROUNDS + 1):
+        for port, values in rates.items():
+            began = time.perf_counter()
+            desk.run(
+                ["smtp-source", "-s", str(SESSIONS), "-m", str(MESSAGES)]
+                + ["-f", "app@host.example.net", "-t", "somebody@example.org"]
+                + [f"127.0.0.1:{port}"],
+                where=HOST,
+                timeout=120,
+            )
+            if number:  # the first starts the processes
+                values.append(MESSAGES / (time.perf_counter() - began))
+    with_, without = median(rates[WITH]), median(rates[WITHOUT])
+    return [
+        Figure.at_least(
+            "mail through smtpd, with the policy service / without",
+            0.9,
+            with_ / without,
+            "x",
+            f"{with_:.0f} a second / {without:.0f}; {SESSIONS} sessions at once, a"
+            f" connection a message, guardd running for both",
+        )
+    ]

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Many messages of many origins, some at once: each queue id leads to its own.
+
+The truth is what the generator did: every client prints its PID and, for each of its
+messages, the queue id that smtpd gave it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from tests.lab import wait_until
+from tests.mta.desk import Desk
+
+ORIGINS, EACH, MESSAGES = 20, 5, 2  # kinds of client, processes of each, mails of each
+USERS = ("www-data", "nobody", "games", "mail", "list")
+UNITS = ("apache2.service", "php8.2-fpm.service", "cron.service", "user@1.service")
+# Waits for the word, sends, and is gone.
+CLIENT = """\
+import smtplib, sys
+host, sender, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
+print("ready", flush=True)
+sys.stdin.readline()
+with smtplib.SMTP(host, 25, timeout=120) as mail:
+    for number in range(count):
+        mail.mail(sender), mail.rcpt("somebody@example.org")
+        code, text = mail.data(f"Subject: {number}\\r\\n\\r\\nhello\\r\\n")
+        print(code, text.decode(), flush=True)
+"""
+
+
+@dataclass
+class Origin:
+    """A client that the generator started."""
+
+    process: subprocess.Popen[str]
+    user: str
+    unit: str
+    folder: str
+    sender: str
+    ids: list[str]
+
+
+def start(desk: Desk, number: int, copy: int) -> Origin:
+    """Start one client of a kind: its user, unit, folder and address family."""
+    user, unit = USERS[number % len(USERS)], UNITS[number // len(USERS)]
+    folder = f"/srv/site{number}"
+    desk.lab.path(folder).mkdir(parents=True, exist_ok=True)
+    sender = f"s{number}.{copy}@host.example.net"
+    process = desk.lab.start(
+        ["/usr/bin/python3", "-c", CLIENT, ("127.0.0.1", "::1")[number % 2], sender]
+        + [str(MESSAGES)],
+        user=user,
+        unit=f"system.slice/{unit}",
+        cwd=folder,
+        stdin=subprocess.PIPE,
+    )
+    return Origin(process, user, unit, folder, sender, [])
+
+
+def test_every_queue_id_leads_to_its_own_origin(desk: Desk) -> None:
+    origins: list[Origin] = []
+    for copy in range(EACH):
+        batch = [start(desk, number, copy) for number in range(ORIGINS)]
+        for origin in batch:
+            assert origin.process.stdout and origin.process.stdin
+            assert origin.process.stdout.readline() == "ready\n"
+        for origin in batch:  # all in the same moment
+            assert origin.process.stdin
+            origin.process.stdin.write("go\n")
+            origin.process.stdin.flush()
+        for origin in batch:
+            out, err = origin.process.communicate(timeout=180)
+            origin.ids = re.findall(r"queued as (\w+)", out)
+            assert len(origin.ids) == MESSAGES, (out, err)
+        origins += batch
+    expected = {queue_id: origin for origin in origins for queue_id in origin.ids}
+    assert len(expected) == ORIGINS * EACH * MESSAGES == 200
+    desk.told(origins[-1].ids[-1])
+
+    found = wait_until(
+        lambda: rows if len(rows := told(desk)) >= len(expected) else None,
+        "all messages in the journal",
+        60,
+    )
+    assert found is not None
+    ours = {queue_id: row for queue_id, row in found.items() if queue_id in expected}
+    assert ours.keys() == expected.keys()
+    for queue_id, origin in expected.items():
+        by = ours[queue_id]
+        assert by["SMTPGUARD_PID"] == str(origin.process.pid)
+        assert by["SMTPGUARD_USER"] == origin.user
+        assert by["SMTPGUARD_UNIT"] == origin.unit
+        assert by["SMTPGUARD_CWD"] == origin.folder
+        assert by["SMTPGUARD_SENDER"] == origin.sender
+    assert set(Counter(row["SMTPGUARD_PID"] for row in ours.values()).values()) == {2}
+
+
+def told(desk: Desk) -> dict[str, dict[str, Any]]:
+    """Give the journal's entries of messages, by queue id."""
+    out = desk.lab.check(
+        ["journalctl", "-o", "json", "-a", "SMTPGUARD_KIND=message"], timeout=60
+    )
+    rows = [json.loads(line) for line in out.splitlines()]
+    return {row["SMTPGUARD_QUEUE_ID"]: row for row in rows}
+
+
+def test_the_log_alone_leads_there_as_well(desk: Desk) -> None:
+    """Joined by port and time, for as many clients of the same second."""
+    batch = []
+    desk.stop_guard()
+    try:
+        batch = [start(desk, number, 9) for number in range(ORIGINS)]
+        for origin in batch:
+            assert origin.process.stdin
+            origin.process.stdin.write("go\n")
+            origin.process.stdin.flush()
+        for origin in batch:
+            out, _ = origin.process.communicate(timeout=180)
+            origin.ids = re.findall(r"queued as (\w+)", out)
+    finally:
+        desk.start_guard()
+    pids = [str(origin.process.pid) for origin in batch]
+    for pid in pids:
+        desk.guard.findings("--pid", pid)
+    for origin in batch:
+        for queue_id in origin.ids:
+            row = desk.logged(queue_id)
+            assert row["how"] == "joined by port and time"
+            assert row["origin"]["pid"] == origin.process.pid
+            assert row["origin"]["cwd"] == origin.folder
