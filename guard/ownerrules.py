@@ -220,4 +220,4 @@ def load_owner_rules(
 
 def no_programs(error: GuardError) -> str:
     """Say in one line why the owner design is what there is."""
-    return str(error).splitlines()[0][:300]
+    return str(error.args[0]).splitlines()[0][:300]

@@ -45,7 +45,7 @@ def takes_over(why: str, remedy: str) -> None:
         start_guardd(ENFORCE + RULE)
         assert rogue("rogue", user="nobody") in REFUSED
         assert rogue("lists", user="list") == 0, "a rule knows its user"
-        (met, *_) = wait_until(lambda: entries("backstop"), "what the rules met")
+        (met, *_) = wait_until(lambda: entries("denied"), "what the rules met")
         print(met)
         assert "nobody" in met
         assert any(why in text for text in entries("loaded")), entries("loaded")
