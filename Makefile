@@ -52,6 +52,67 @@ test-vm: setup ## in guests: other kernels, systemd; ARGS='-k object-loads'
 demo: setup ## a rogue script against a mail host, in network namespaces
 	@$(PYTHON) -m tests.lab.demo $(ARGS)
 
+# All packages are built from the sdist, so it is whole, and beside the checkout, so
+# nothing in it changes. By Debian's Python and tools; no .venv is needed.
+.PHONY: sdist
+sdist: ## dist/smtp-guard-VERSION.tar.gz, which builds all the others
+	rm -rf smtp_guard.egg-info dist/*.tar.gz # or what is gone is packed again
+	/usr/bin/python3 -c 'from setuptools.build_meta import build_sdist as build; \
+		build("dist")' >/dev/null
+
+.PHONY: wheel
+wheel: sdist ## dist/*.whl, with the compiled kernel programs inside
+	rm -f dist/*.whl
+	/usr/bin/python3 -m pip wheel --quiet --no-index --no-deps \
+		--no-build-isolation --wheel-dir dist dist/*.tar.gz
+
+.PHONY: deb
+deb: sdist ## dist/*.deb: apt install ./dist/smtp-guard_*.deb
+	rm -rf build/deb dist/*.deb
+	mkdir -p build/deb/source
+	tar -xf dist/*.tar.gz --strip-components 1 -C build/deb/source
+	cd build/deb/source && dpkg-buildpackage --build=binary --no-sign
+	mv build/deb/*.deb dist
+
+# --nodeps: what it needs to be built has other names on other distributions.
+.PHONY: rpm
+rpm: sdist ## dist/*.rpm, for distributions that have it, from smtp-guard.spec
+	rm -rf build/rpm dist/*.rpm
+	rpmbuild -tb --nodeps --define '_topdir $(CURDIR)/build/rpm' dist/*.tar.gz
+	mv build/rpm/RPMS/*/*.rpm dist
+
+# What packages have besides Python modules, and where it goes.
+UNIT_DIR = /usr/lib/systemd/system
+ZSH_DIR = /usr/share/zsh/vendor-completions
+MODULES = /usr/lib/smtp-guard
+.PHONY: install-data
+install-data:
+	$(call put,/usr/share/smtp-guard/policies,policies/*.toml)
+	$(call put,/usr/lib/systemd/catalog,units/*.catalog)
+	$(call put,$(UNIT_DIR),units/*.service)
+	$(call put,/usr/share/smtp-guard/examples,units/*.conf)
+	$(call put_as,/usr/lib/sysusers.d/smtp-guard.conf,units/smtp-guard.sysusers)
+	$(call put_as,/usr/lib/tmpfiles.d/smtp-guard.conf,units/smtp-guard.tmpfiles)
+	$(call put,/usr/share/man/man1,docs/man/*.1)
+	$(call put,/usr/share/man/man5,docs/man/*.5)
+	$(call put,/usr/share/man/man7,docs/man/*.7)
+	$(call put,/usr/share/man/man8,docs/man/*.8)
+	$(call put,/usr/share/fish/vendor_completions.d,docs/completion/*.fish)
+	$(call put,$(ZSH_DIR),docs/completion/_*)
+	$(call put_as,$(BASH_DIR)/guardctl,docs/completion/guardctl.bash)
+	$(call put_as,$(BASH_DIR)/guardd,docs/completion/guardd.bash)
+	$(call program,/usr/bin/guardctl,guard.cli.main)
+	$(call program,/usr/sbin/guardd,guard.daemon)
+BASH_DIR = /usr/share/bash-completion/completions
+
+put = $(if $(wildcard $(2)),install -D -m 644 -t $(DESTDIR)$(1) $(wildcard $(2)))
+put_as = $(if $(wildcard $(2)),install -D -m 644 -T $(2) $(DESTDIR)$(1))
+define program
+install -D -m 755 -T units/program.in $(DESTDIR)$(1)
+sed -i 's|@program@|$(notdir $(1))|; s|@module@|$(2)|; s|@library@|$(MODULES)|' \
+	$(DESTDIR)$(1)
+endef
+
 .PHONY: bench
 bench: setup ## the figures of docs/, measured on this machine
 	@$(PYTHON) -m tests.bench $(ARGS)

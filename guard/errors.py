@@ -18,6 +18,7 @@ EX_NOINPUT = 66
 EX_UNAVAILABLE = 69
 EX_SOFTWARE = 70
 EX_OSERR = 71
+EX_CANTCREAT = 73
 EX_IOERR = 74
 EX_TEMPFAIL = 75
 EX_NOPERM = 77
@@ -134,6 +135,12 @@ class NotApplied(GuardError):
     """policy not applied, the old one is in force: {}"""
 
     exit_status = EX_TEMPFAIL
+
+
+class NotWritten(GuardError):
+    """not written: {}"""
+
+    exit_status = EX_CANTCREAT
 
 
 class SockDiagError(GuardError):

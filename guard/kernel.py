@@ -297,6 +297,8 @@ class Guard(Tables):
         for link in self.pin_dir.glob("link-lsm_*"):  # else it goes on alone
             link.unlink()
         for hook in reversed(HOOKS):
+            with contextlib.suppress(KernelError), _opened(self.link_path(hook)) as fd:
+                libbpf.detach(fd)
             self.link_path(hook).unlink(missing_ok=True)
 
     def unload(self) -> None:

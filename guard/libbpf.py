@@ -295,6 +295,14 @@ def swap(link: int, program: int) -> None:
     _check(_lib.bpf_link_update(link, program, None), "cannot swap a program")
 
 
+def detach(link: int) -> None:
+    """End a cgroup link by BPF_LINK_DETACH: its program runs no more when this returns.
+
+    Removing its pin ends it, too, but some time later.
+    """
+    _check(_lib.bpf_link_detach(link), "cannot detach a program")
+
+
 class Object:
     """A compiled BPF object, opened and (after load) in the kernel."""
 

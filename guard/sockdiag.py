@@ -26,6 +26,7 @@ from typing import Any, TypeVar
 
 import psutil
 
+from guard import child
 from guard.errors import SockDiagError
 from guard.privileges import Capability, missing
 from guard.procfs import holders
@@ -113,13 +114,10 @@ def destroy(ends: Iterable[Connection]) -> list[int]:
 
 
 def _ask(question: dict[str, Any], make: Callable[[Any], T]) -> Iterator[T]:
-    """Have the other process answer, a line each: 10,000 take much memory at once.
-
-    -P: nothing is imported from the folder that this happens to be in.
-    """
+    """Have the other process answer, a line each: 10,000 take much memory at once."""
     try:
         done = subprocess.run(
-            [sys.executable, "-P", "-m", "guard.sockdiag"],
+            child.command("guard.sockdiag"),
             input=json.dumps(question).encode(),
             capture_output=True,
             timeout=_SECONDS,

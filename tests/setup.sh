@@ -13,8 +13,8 @@ packages=(
 )
 # What compiles and packages it.
 packages+=(
-	clang gcc libbpf-dev libc6-dev linux-libc-dev llvm make python3-pip
-	python3-setuptools python3-venv python3-wheel
+	clang debhelper dh-python gcc libbpf-dev libc6-dev linux-libc-dev lintian llvm
+	make python3-pip python3-setuptools python3-venv python3-wheel rpm
 )
 # What tests and linters use: a real mail server, its clients, the network.
 packages+=(

@@ -11,11 +11,11 @@ from __future__ import annotations
 import ipaddress
 import json
 import subprocess
-import sys
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
+from guard import child
 from guard.abi import Verdict
 from guard.backstop.lock import Design, Lock
 from guard.backstop.owner import Term
@@ -77,7 +77,7 @@ class Iptables:
         question = {"verb": verb, "chains": self._chains, "rules": rules or []}
         try:
             done = subprocess.run(
-                [sys.executable, "-m", "guard.backstop.ipt"],
+                child.command("guard.backstop.ipt"),
                 input=json.dumps(question),
                 capture_output=True,
                 text=True,

@@ -11,6 +11,7 @@ import click
 from guard.abi import MAX_ROWS, Mode
 from guard.backstop.owner import untold
 from guard.cli.policy_apply import apply
+from guard.cli.policy_init import init
 from guard.errors import PolicyError
 from guard.kernel import policy_file
 from guard.policy import Policy, Problem, load
@@ -27,6 +28,7 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 _EXAMPLES = """\b
 Examples:
   guardctl policy check
+  guardctl policy init
   guardctl policy check draft.toml
   guardctl policy show --json | jq '.rules[].name'
 """
@@ -48,7 +50,7 @@ Examples:
 
 @click.group(name="policy", epilog=_EXAMPLES)
 def command() -> None:
-    """Check a policy file and show what it comes to."""
+    """Write a first policy, check one, show what it comes to, put it in force."""
 
 
 @command.command("check", epilog=_CHECK_EXAMPLES)
@@ -199,3 +201,4 @@ def _line(key: str, text: str) -> None:
 
 
 command.add_command(apply)
+command.add_command(init)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import click
 
+from guard.cli.files import write_whole
 from guard.cli.notices import tell_journal
 from guard.errors import GuardError, NotApplied, NotLoaded
 from guard.force import daemon_pid, keeper_of, only_one, policy_notice, put_in_force
@@ -91,7 +92,7 @@ def _install(guard: Guard, file: Path, target: Path) -> Policy:
         raise NotApplied(f"{file}: {error.strerror}") from None
     load(file)  # names the admin's own file in what is wrong with it
     try:
-        _write(staged, text)
+        write_whole(staged, text)
         load(staged)
         kept.unlink(missing_ok=True)
         os.link(target, kept)
@@ -109,15 +110,6 @@ def _install(guard: Guard, file: Path, target: Path) -> Policy:
         raise
     kept.unlink()
     return policy
-
-
-def _write(path: Path, text: bytes) -> None:
-    path.unlink(missing_ok=True)
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-    with open(fd, "wb") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(fd)
 
 
 def _back(guard: Guard, target: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -164,13 +165,13 @@ def test_a_group_that_somebody_else_reads_is_said(nftables_ground: Ground) -> No
 
 
 def test_without_iptables_its_chains_cannot_be_put(
-    nftables_ground: Ground, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    nftables_ground: Ground, tmp_path: Path
 ) -> None:
+    shutil.copytree(CHECKOUT / "guard", tmp_path / "guard")
     (tmp_path / "iptc.py").write_text("raise ImportError('no iptc: hidden')\n")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     done = subprocess.run(
         [sys.executable, "-c", "from guard.backstop.iptables import *; Iptables('x')"],
-        cwd=CHECKOUT,
+        cwd=tmp_path,
         capture_output=True,
         text=True,
         check=False,

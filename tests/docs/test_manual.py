@@ -25,7 +25,7 @@ HELP = {"-h", "--help"}
 # Errors that a program does not end with.
 NEVER: dict[str, set[type[errors.GuardError]]] = {
     "guardctl.1": {errors.TornEvent, errors.ScribeDied},
-    "guardd.8": {errors.TornEvent, errors.BadQuery},
+    "guardd.8": {errors.TornEvent, errors.BadQuery, errors.NotWritten},
     "smtp-guard.7": {errors.TornEvent},
 }
 OTHERS = {

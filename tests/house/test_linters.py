@@ -42,6 +42,7 @@ def test_types_hold() -> None:
         "tests.probes",
         "tests.vm",
         "tests.fuzz",
+        "tests.packages",
         "tests.docs",
     ):
         lint(sys.executable, "-m", "mypy", "-p", package)
@@ -56,7 +57,7 @@ def test_clang_format_would_change_nothing() -> None:
 def test_shellcheck_finds_nothing() -> None:
     scripts = [
         path
-        for top in ("tests", "units", "vagrant", "docs", ".ci")
+        for top in ("tests", "debian", "units", "vagrant", "docs", ".ci")
         for path in CHECKOUT.glob(f"{top}/**/*")
         if path.is_file() and _is_shell(path)
     ]

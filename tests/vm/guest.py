@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.vm import debs
 from tests.vm.image import KERNELS, Image
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -77,9 +78,11 @@ def head(scenario: Path) -> Head:
 
 
 def checkout_disk(folder: Path) -> Path:
-    """Make a disk of the checkout as it stands, compiled object and all."""
+    """Make a disk of the checkout as it stands, with compiled objects and packages."""
     tree, disk = folder / "checkout", folder / "checkout.ext4"
     shutil.copytree(CHECKOUT, tree, ignore=_LEFT_OUT, symlinks=True)
+    (tree / "dist").mkdir()
+    debs.build(tree, tree / "dist")
     subprocess.run(
         ["mke2fs", "-qF", "-t", "ext4", "-O", "^has_journal"]
         + ["-d", tree, disk, "64M"],

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The .deb: what lintian says, what is in it, and what its programs import."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from guard import __version__
+from tests.packages.conftest import CHECKOUT
+
+ANY = (
+    r"/usr/(bin/guardctl|sbin/guardd)",
+    r"/usr/lib/smtp-guard/guard/.*(\.py|\.bpf\.o)",
+    r"/usr/share/smtp-guard/policies/[\w-]+\.toml",
+    r"/usr/share/smtp-guard/examples/[\w.-]+",
+    r"/lib/systemd/system/smtp-guard[\w-]*\.service",
+    r"/usr/lib/(sysusers|tmpfiles)\.d/smtp-guard\.conf",
+    r"/usr/lib/systemd/catalog/smtp-guard\.catalog",
+    r"/usr/share/man/man\d/[\w.-]+\.gz",
+    r"/usr/share/(bash-completion|zsh|fish)/.*",
+    r"/usr/share/(doc|lintian|python3)/.*",
+)
+
+
+def run(*argv: str | Path) -> str:
+    return subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.fixture(scope="module")
+def tree(deb: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tree = tmp_path_factory.mktemp("tree")
+    run("dpkg-deb", "--extract", deb, tree)
+    return tree
+
+
+def contents(tree: Path) -> set[str]:
+    return {f"/{p.relative_to(tree)}" for p in tree.rglob("*") if not p.is_dir()}
+
+
+def test_lintian_finds_no_error(deb: Path) -> None:
+    done = subprocess.run(
+        ["lintian", "--fail-on", "error", deb], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_everything_of_the_checkout_is_in_it(tree: Path) -> None:
+    inside = contents(tree)
+    modules = "/usr/lib/smtp-guard"
+    wanted = {f"{modules}/guard/{path.stem}.o" for path in CHECKOUT.glob("bpf/*.bpf.c")}
+    for pattern, folder in (
+        ("guard/**/*.py", modules),
+        ("policies/*.toml", "/usr/share/smtp-guard"),
+    ):
+        found = {f"{folder}/{p.relative_to(CHECKOUT)}" for p in CHECKOUT.glob(pattern)}
+        assert found
+        wanted |= found
+    wanted |= {
+        f"/lib/systemd/system/{p.name}" for p in CHECKOUT.glob("units/*.service")
+    }
+    assert not wanted - inside
+
+
+def test_nothing_else_is_in_it(tree: Path) -> None:
+    known = re.compile("|".join(ANY))
+    assert not [path for path in contents(tree) if not known.fullmatch(path)]
+
+
+def test_it_needs_what_make_setup_installs_and_nothing_more(deb: Path) -> None:
+    """All of that is Debian 12's: no other package could be installed by it."""
+    depends = run("dpkg-deb", "--field", deb, "Depends")
+    names = re.findall(r"(?:^|, )([a-z0-9.+-]+)", depends)
+    assert {"libbpf1", "python3-systemd"} <= set(names)
+    status = run("dpkg-query", "-W", "-f", "${db:Status-Abbrev}\n", *names)
+    assert set(map(str.strip, status.splitlines())) == {"ii"}
+
+
+def test_all_packages_are_of_one_version(deb: Path) -> None:
+    assert run("dpkg-deb", "--field", deb, "Version").strip() == __version__
+    spec = (CHECKOUT / "smtp-guard.spec").read_text()
+    assert re.findall(r"^Version: +(\S+)$", spec, re.MULTILINE) == [__version__]
+
+
+@pytest.mark.parametrize("program", ["usr/bin/guardctl", "usr/sbin/guardd"])
+def test_a_program_imports_nothing_that_a_user_left_about(
+    tree: Path, program: str, tmp_path: Path
+) -> None:
+    for name in ("guard", "systemd"):
+        trap = tmp_path / name / "__init__.py"
+        trap.parent.mkdir()
+        trap.write_text("raise SystemExit('trapped')\n")
+    control = subprocess.run(
+        [sys.executable, "-c", "import guard"], cwd=tmp_path, capture_output=True
+    )
+    assert b"trapped" in control.stderr
+    moved = tmp_path / "program"
+    text = (tree / program).read_text()
+    moved.write_text(text.replace("/usr/lib/smtp-guard", f"{tree}/usr/lib/smtp-guard"))
+    moved.chmod(0o755)
+    done = subprocess.run(
+        [moved, "--version"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert __version__ in done.stdout
