@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import signal
 import subprocess
 from collections.abc import Callable
 
@@ -125,10 +126,14 @@ def test_a_rule_put_before_ours_is_told_and_ours_comes_first_again(
     ground: Ground,
 ) -> None:
     guardd = ground.start()
-    for to in (MX4, MX6):
-        iptables("-I OUTPUT -p tcp -j ACCEPT", to)
-    assert not shut(ground)  # so it matters
-    done = ground.ctl("verify")
+    guardd.send(signal.SIGSTOP)  # else it may be the quicker one
+    try:
+        for to in (MX4, MX6):
+            iptables("-I OUTPUT -p tcp -j ACCEPT", to)
+        assert not shut(ground)  # so it matters
+        done = ground.ctl("verify")
+    finally:
+        guardd.send(signal.SIGCONT)
     assert done.returncode and "rules of others before" in done.stdout, done
     until(lambda: bool(tampered(ground)), "the finding", 70)
     guardd.until(lambda: "changed by" not in guardd.status, "STATUS")

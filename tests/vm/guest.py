@@ -27,15 +27,16 @@ _COMMAND_LINE = (
 
 @dataclass(frozen=True)
 class Head:
-    """What a scenario's first lines say: `# boot: bare`, `# seconds: 120` each boot.
+    """What a scenario says first: `# boot: bare`, `# seconds: 120` for each boot.
 
-    May be left out: `# append: lockdown=integrity`, the kernel's own options, and
-    `# kernels: 6.1`, where what it is about does not change with the kernel.
+    May be left out: `# boots: 2`, at most so many, of one disk; `# append: quiet`,
+    the kernel's own options; and `# kernels: 6.1`, where what it is about does not
+    change with the kernel.
     """
 
     boot: str
     seconds: int
-    boots: int  # at most
+    boots: int
     append: str  # more for the kernel's command line
     kernels: tuple[str, ...]
 
