@@ -93,6 +93,7 @@ install-data:
 	$(call put,/usr/share/smtp-guard/examples,units/*.conf)
 	$(call put_as,/usr/lib/sysusers.d/smtp-guard.conf,units/smtp-guard.sysusers)
 	$(call put_as,/usr/lib/tmpfiles.d/smtp-guard.conf,units/smtp-guard.tmpfiles)
+	$(call put_as,/usr/lib/tmpfiles.d/smtp-guard-postfix.conf,units/smtp-guard-postfix.tmpfiles)
 	$(call put,/usr/share/man/man1,docs/man/*.1)
 	$(call put,/usr/share/man/man5,docs/man/*.5)
 	$(call put,/usr/share/man/man7,docs/man/*.7)

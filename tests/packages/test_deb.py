@@ -20,7 +20,7 @@ ANY = (
     r"/usr/share/smtp-guard/policies/[\w-]+\.toml",
     r"/usr/share/smtp-guard/examples/[\w.-]+",
     r"/lib/systemd/system/smtp-guard[\w-]*\.service",
-    r"/usr/lib/(sysusers|tmpfiles)\.d/smtp-guard\.conf",
+    r"/usr/lib/(sysusers|tmpfiles)\.d/smtp-guard(-postfix)?\.conf",
     r"/usr/lib/systemd/catalog/smtp-guard\.catalog",
     r"/usr/share/man/man\d/[\w.-]+\.gz",
     r"/usr/share/(bash-completion|zsh|fish)/.*",
