@@ -26,8 +26,10 @@ HELP = {"-h", "--help"}
 NEVER: dict[str, set[type[errors.GuardError]]] = {
     "guardctl.1": {errors.TornEvent, errors.BadRequest, errors.ScribeDied},
     "guardd.8": {
-        *(errors.TornEvent, errors.BadRequest),
-        *(errors.BadQuery, errors.NotWritten),
+        errors.TornEvent,
+        errors.BadRequest,
+        errors.BadQuery,
+        errors.NotWritten,
     },
     "smtp-guard.7": {errors.TornEvent, errors.BadRequest},
 }
