@@ -129,7 +129,6 @@ static __always_inline int fold_begin(struct fold_key *key, struct conn *conn,
 				      u64 now)
 {
 	struct fold *row;
-
 	int full;
 
 	conn->fold.folded = 1;

@@ -155,11 +155,8 @@ SEC("cgroup/sock_create") int guard_create(struct bpf_sock *ctx)
 	if (ctx->type != SOCK_RAW)
 		return 1;
 	row = new_maker(bpf_get_socket_cookie(ctx), bpf_get_netns_cookie(ctx));
-	if (row) {
-		row->family = ctx->family;
-		row->protocol = ctx->protocol;
-		row->socket = socket_inode(
-			BPF_CORE_READ((struct sock *)ctx, sk_socket));
-	}
+	if (row)
+		socket_made(row, BPF_CORE_READ((struct sock *)ctx, sk_socket),
+			    ctx->family, ctx->protocol);
 	return 1;
 }

@@ -54,11 +54,8 @@ int BPF_PROG(lsm_create, struct socket *sock, int family, int type,
 		return 0;
 	row = new_maker(bpf_get_socket_cookie(sk),
 			BPF_CORE_READ(sk, __sk_common.skc_net.net, net_cookie));
-	if (row) {
-		row->family = AF_PACKET;
-		row->protocol = bpf_ntohs(protocol);
-		row->socket = socket_inode(sock);
-	}
+	if (row)
+		socket_made(row, sock, AF_PACKET, bpf_ntohs(protocol));
 	return 0;
 }
 

@@ -44,6 +44,16 @@ static __noinline struct maker *new_maker(u64 cookie, u64 netns)
 	return row;
 }
 
+/* The socket itself; its family last, before which nobody reads the row. */
+static __always_inline void socket_made(struct maker *row, struct socket *sock,
+					u32 family, u32 protocol)
+{
+	row->protocol = protocol;
+	row->socket = socket_inode(sock);
+	barrier();
+	row->family = family;
+}
+
 /* It was closed: kept until so many others were. */
 static __noinline int maker_closed(u64 cookie)
 {
@@ -54,8 +64,8 @@ static __noinline int maker_closed(u64 cookie)
 		return 0;
 	row->event.ended_ns = bpf_ktime_get_boot_ns();
 	at = __sync_fetch_and_add(&closed.count, 1) % CLOSED_KEPT;
-	oldest = closed.cookie[at];
-	closed.cookie[at] = cookie;
+	/* in one step: another CPU may have come round to the same place */
+	oldest = __sync_lock_test_and_set(&closed.cookie[at], cookie);
 	if (oldest)
 		bpf_map_delete_elem(&makers, &oldest);
 	return 0;

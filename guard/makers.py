@@ -61,7 +61,7 @@ class Makers:
         found = []
         for _, raw in tables.map("makers").items():
             row = abi.RawMaker.from_buffer_copy(raw)
-            if row.event.abi != abi.ABI:  # socket() has not returned yet
+            if not row.family:  # written last: socket() has not returned yet
                 continue
             ended = row.event.ended_ns
             if ended:

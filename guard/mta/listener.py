@@ -43,7 +43,7 @@ class Listener:
         if self.socket and self._made == self._there():
             return False
         self.close()
-        if not self.path.parent.parent.is_dir():
+        if not os.path.isdir(self.path.parent.parent):  # nor one that we may look at
             raise MtaError(
                 f"{self.path.parent.parent}: no such folder",
                 hint="it is Postfix's queue_directory: is Postfix installed?",

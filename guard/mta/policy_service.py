@@ -112,7 +112,7 @@ class PolicyService(threading.Thread):
                 self._poll.register(self._listener.socket, select.EPOLLIN)
         except MtaError as error:
             if str(error) != self._trouble:
-                sys.stderr.write(f"guardd: {error.report()}\n")
+                _say(error)
             self._trouble = str(error)
         else:
             self._trouble = ""
@@ -154,7 +154,7 @@ class PolicyService(threading.Thread):
             for raw in requests:
                 self._heed(parse_request(raw))
         except BadRequest as error:
-            sys.stderr.write(f"guardd: {error.report()}\n")
+            _say(error)
             self._hang_up(fd)
         except OSError:  # it went away
             self._hang_up(fd)
@@ -171,6 +171,11 @@ class PolicyService(threading.Thread):
             self._tell(sent_message(request, self._find, self._naming))
 
 
+def _say(error: GuardError) -> None:
+    with contextlib.suppress(OSError):  # a journald that went away ends no answers
+        sys.stderr.write(f"guardd: {error.report()}\n")
+
+
 def sent_message(
     request: Request, find: Callable[[End, End], Event | None], naming: Naming
 ) -> Message:
@@ -182,7 +187,7 @@ def sent_message(
         try:
             event = find(request.client, request.server)
         except GuardError as error:  # the guard is being unloaded under us
-            sys.stderr.write(f"guardd: {error.report()}\n")
+            _say(error)
         if event is None:
             unknown = "no-connection"
     return Message(

@@ -212,7 +212,7 @@ def test_a_folder_of_somebody_else_is_not_used(queue: Path) -> None:
         site.service.stop(10)
 
 
-@pytest.mark.parametrize("folder", ["made by root", "missing"])
+@pytest.mark.parametrize("folder", ["made by root", "missing", "out of reach"])
 def test_guardd_as_a_user_of_its_own(queue: Path, folder: str) -> None:
     """Root makes the folder, by the line of units/; without it the remedy is told."""
     path = queue / "smtp-guard/policy"
@@ -223,6 +223,10 @@ def test_guardd_as_a_user_of_its_own(queue: Path, folder: str) -> None:
         path.parent.mkdir()
         os.chown(path.parent, user, pwd.getpwnam(group).pw_gid)
         path.parent.chmod(int(mode, 8))
+    if folder == "out of reach":
+        path = queue / "closed/queue/smtp-guard/policy"
+        path.parent.parent.mkdir(parents=True)
+        (queue / "closed").chmod(0o700)
     child = os.fork()
     if not child:
         with contextlib.suppress(BaseException):
@@ -237,8 +241,8 @@ def test_guardd_as_a_user_of_its_own(queue: Path, folder: str) -> None:
             os._exit(0)
         os._exit(4)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    if folder == "missing":
-        assert status == 2
+    if folder != "made by root":
+        assert status == (2 if folder == "missing" else 3)
         return
     assert status == 0
     made = path.stat()
@@ -253,6 +257,26 @@ def test_a_policy_may_move_and_end_it(site: Site) -> None:
     assert not first.exists()
     site.service.serve(None)
     until(lambda: not site.path.exists(), "no socket")
+
+
+def test_nobody_reads_its_complaints(queue: Path) -> None:
+    """As while journald is away: it goes on, and answers when it can."""
+    site = Site(queue)
+    site.path = queue / "later/smtp-guard/policy"
+    nobody, complaints = os.pipe()
+    os.close(nobody)
+    with pytest.MonkeyPatch.context() as patch, open(complaints, "w") as broken:
+        patch.setattr(sys, "stderr", broken)
+        site.service.serve(site.path)
+        site.service.start()
+        try:
+            until(lambda: "no such folder" in site.service.trouble, "its complaint")
+            site.path.parent.parent.mkdir()
+            until(site.serves, "the policy service")
+        finally:
+            site.service.stop(10)
+            with contextlib.suppress(OSError):
+                broken.close()
 
 
 def test_hundreds_may_hold_a_connection(site: Site) -> None:
