@@ -61,8 +61,21 @@ class Attachment:
 
 
 def remains(pin_dir: Path) -> bool:
-    """Tell whether links are pinned there, of a whole guard or not."""
-    return any(pin_dir.glob("link-*"))
+    """Tell whether links are pinned there, of a whole guard or not.
+
+    Raises KernelError where this process may not look: that is no answer, and
+    Path.glob() would say no.
+    """
+    try:
+        return any(name.startswith("link-") for name in os.listdir(pin_dir))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise KernelError(
+            f"cannot look into {pin_dir}",
+            error.errno or 0,
+            hint="for guardd's own user: systemd-tmpfiles --create smtp-guard.conf",
+        ) from None
 
 
 def take_out(pin_dir: Path) -> None:
@@ -408,6 +421,15 @@ def _unread(folder: Path) -> int:
 
 
 def _remove(folder: Path) -> None:
-    for path in folder.iterdir():
-        path.unlink()
+    """Remove a folder of pins, or a link of its name, but nothing behind a link.
+
+    Root calls this too, and the folder above is guardd's user's, who could put one.
+    """
+    if folder.is_symlink():
+        folder.unlink()
+        return
+    here = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    with _closing(here):
+        for name in os.listdir(here):
+            os.unlink(name, dir_fd=here)
     folder.rmdir()

@@ -52,8 +52,12 @@ def kept() -> Policy | None:
         if place is None or not _is_ours(place):
             return None
         texts = json.loads(place.read_text())["texts"]
-        policy = rebuild(tuple((str(name), str(text)) for name, text in texts))
-    except (OSError, ValueError, KeyError, TypeError, IndexError, PolicyError):
+        pairs = tuple((str(name), str(text)) for name, text in texts)
+        # an account that was removed is what makes a good policy bad, unedited
+        policy = rebuild(pairs, lenient=True)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return None
+    except (RecursionError, PolicyError):
         return None
     return replace(policy, files=tuple(Path(name) for name, _ in policy.texts))
 

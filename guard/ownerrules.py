@@ -99,7 +99,7 @@ def only_one_owner(pin_dir: Path) -> Iterator[None]:
         )
     STATE_DIR.mkdir(mode=0o755, exist_ok=True)
     # no more than to read it: it may be another user's, root's or guardd's
-    flags = os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC
+    flags = os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
     lock = os.open(state_file(pin_dir).with_suffix(".lock"), flags, 0o644)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -159,7 +159,9 @@ class OwnerRules:
         """Write down what is in force, for guardctl and the next guardd."""
         new = self._state_file.with_suffix(".new")
         new.unlink(missing_ok=True)
-        new.write_text(json.dumps(self._state()))
+        # x: root writes into a folder of guardd's user, who could put a link there
+        with new.open("x") as stream:
+            json.dump(self._state(), stream)
         new.rename(self._state_file)
 
     def _state(self) -> dict[str, Any]:

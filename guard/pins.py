@@ -77,10 +77,13 @@ def _account(pin_dir: Path) -> tuple[int, int]:
 
 
 def hand_over(path: Path) -> None:
-    """Leave what root has just made to the owner of the folder it is in."""
+    """Leave what root has just made to the owner of the folder it is in.
+
+    Not through a link, which that owner could have put in its place.
+    """
     if os.geteuid() == 0:
         folder = path.parent.stat()
-        os.chown(path, folder.st_uid, folder.st_gid)
+        os.chown(path, folder.st_uid, folder.st_gid, follow_symlinks=False)
 
 
 def pin(fd: int, path: Path) -> None:
@@ -109,8 +112,15 @@ def open_to_others(folder: Path) -> bool:
 
 
 def close_to_others(folder: Path) -> None:
-    """Take back what open_to_others() found, as far as this process may."""
-    if os.geteuid() == 0:
-        pin_dir = folder.parent if folder.name.startswith("v") else folder
-        os.chown(folder, *_account(pin_dir))
-    folder.chmod(0o700)
+    """Take back what open_to_others() found, as far as this process may.
+
+    Raises OSError, also for a link, see hand_over().
+    """
+    here = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        if os.geteuid() == 0:
+            pin_dir = folder.parent if folder.name.startswith("v") else folder
+            os.fchown(here, *_account(pin_dir))
+        os.fchmod(here, 0o700)
+    finally:
+        os.close(here)

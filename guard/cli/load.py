@@ -9,7 +9,7 @@ import click
 
 from guard.cli import complete
 from guard.cli.notices import tell_journal
-from guard.errors import NoPrograms, PolicyError
+from guard.errors import BackstopError, KernelError, NoPrograms, NotBpffs, PolicyError
 from guard.finding import Finding, Kind, Notice
 from guard.force import bring_up, for_programs, nothing_notice
 from guard.kernel import remains
@@ -73,7 +73,9 @@ def command(
         _tell(notices, as_json)
         if refusal:
             raise refusal
-    except (PolicyError, NoPrograms) as error:
+    except NotBpffs:  # what is wrong is --pin-dir
+        raise
+    except (PolicyError, NoPrograms, KernelError, BackstopError) as error:
         if not remains(pin_dir) and not state_file(pin_dir).exists():
             tell_journal([nothing_notice(error, policy)])
         raise

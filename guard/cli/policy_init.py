@@ -52,7 +52,9 @@ def _write_new(file: Path, text: str) -> None:
     """Write a file that is not there yet, whole or not at all."""
     staged = file.with_name(f".{file.name}.new")
     try:
-        file.parent.mkdir(mode=0o755, exist_ok=True)
+        if not file.parent.exists():
+            file.parent.mkdir()
+            file.parent.chmod(0o755)  # whatever the umask is, see write_whole()
         write_whole(staged, text.encode())
         os.link(staged, file)  # not rename, which would replace
     except FileExistsError:

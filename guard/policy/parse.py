@@ -17,6 +17,7 @@ import stat
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from guard.abi import NAME_LEN, Direction, Verdict
 from guard.errors import PolicyError
@@ -88,9 +89,10 @@ def refresh(policy: Policy) -> Policy:
     return replace(rebuild(policy.texts), files=policy.files)
 
 
-def rebuild(texts: tuple[tuple[str, str], ...]) -> Policy:
+def rebuild(texts: tuple[tuple[str, str], ...], *, lenient: bool = False) -> Policy:
     """Make a policy anew of the texts of one that was good, Policy.texts.
 
+    lenient: a rule whose account is gone matches nobody, as if it were optional.
     Raises PolicyError as `load` does.
     """
     problems = Problems()
@@ -101,7 +103,15 @@ def rebuild(texts: tuple[tuple[str, str], ...]) -> Policy:
             for index, (name, text) in enumerate(texts)
         ]
         known = [source for source in sources if source]
+        if lenient:
+            for source in known:
+                _make_optional(source.data)
         return _build(first, known, problems)
+
+
+def _make_optional(data: dict[str, Any]) -> None:
+    for rule in (*data.get("rule", ()), *data.get("local", {}).get("rule", ())):
+        rule["optional"] = True
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from typing import Any
 
 from guard.policy.files import Doubt, doubt, walk
 from guard.policy.model import Problem, excerpt
-from guard.privileges import may_serve
+from guard.privileges import ACCOUNT, may_serve
 
 MAX_BYTES = 1 << 20  # of a policy file, and of all that it includes
 MAX_FILES = 64
@@ -263,7 +263,10 @@ def _explain(error: OSError, main: bool) -> tuple[str, str]:
     if error.errno == errno.ELOOP and main:
         return "is a symbolic link", "name the file it leads to"
     if error.errno in (errno.EACCES, errno.EPERM):
-        return "cannot be read: permission denied", "run this as root"
+        remedy = "run this as root"
+        if may_serve():  # guardd, as its own user
+            remedy = f"let user {ACCOUNT} read it: chmod o+r, and o+x its folders"
+        return "cannot be read: permission denied", remedy
     return f"cannot be read: {error.strerror}", "name a policy file in TOML"
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -16,9 +17,11 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from systemd import journal
 
 from guard.cli.main import guardctl
 from guard.errors import GuardError
+from guard.journal import PREFIX
 from tests.journald import shared
 from tests.kernel.world import MX4, SMTP, World
 
@@ -70,6 +73,12 @@ class Site:
         return {
             row["name"]: row["state"] for row in self.ctl("verify", "--json").rows()
         }
+
+    def told(self, kind: str) -> list[str]:
+        """Give the messages of a kind in the journal that name this site's policy."""
+        with contextlib.closing(journal.Reader()) as reader:
+            reader.add_match(f"{PREFIX}KIND={kind}", f"{PREFIX}POLICY={self.policy}")
+            return [str(entry["MESSAGE"]) for entry in reader]
 
     def denied(self) -> bool:
         """Try the MX from a guarded process; anything but EPERM is a reply."""

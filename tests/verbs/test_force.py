@@ -129,6 +129,9 @@ def test_a_cgroup_that_is_not_there_loads_nothing(site: Site) -> None:
     assert answer.status == 71
     assert "/nowhere" in answer.text
     assert not site.world.pin_dir.exists()
+    wait_until(lambda: bool(site.told("policy-refused")), "the finding")
+    (told,) = site.told("policy-refused")
+    assert "NOT IN FORCE" in told and "/nowhere" in told
 
 
 def test_a_pin_dir_off_the_bpf_file_system_is_refused(
@@ -180,6 +183,21 @@ def test_apply_without_guardd_puts_a_file_in_force(site: Site) -> None:
     assert not site.denied()
     assert site.policy.read_text() == OBSERVE
     assert os.listdir(site.policy.parent).sort() == ["draft.toml", "policy.toml"].sort()
+
+
+def test_guardd_can_read_what_a_cautious_root_applies(site: Site) -> None:
+    site.load()
+    draft = site.policy.with_name("draft.toml")
+    draft.write_text(OBSERVE)
+    before = os.umask(0o077)
+    try:
+        assert site.ctl("policy", "apply", str(draft)).status == 0
+        fresh = site.policy.parent / "fresh" / "policy.toml"
+        assert site.ctl("policy", "init", str(fresh)).status == 0
+    finally:
+        os.umask(before)
+    for path, mode in ((site.policy, 0o644), (fresh, 0o644), (fresh.parent, 0o755)):
+        assert path.stat().st_mode & 0o777 == mode, path
 
 
 def test_apply_of_a_bad_file_changes_nothing(site: Site) -> None:

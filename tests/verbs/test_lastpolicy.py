@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from guard.kernel import take_out
-from tests.verbs.conftest import OBSERVE, Site
+from tests.verbs.conftest import ENFORCE, OBSERVE, Site
 
 BAD_POLICY = 78  # EX_CONFIG
 
@@ -64,13 +64,32 @@ def test_without_one_nothing_is_in_force_and_that_is_said(
     assert not site.denied()
 
 
-@pytest.mark.parametrize("what", ["torn", "writable by others", "another's"])
+def test_an_account_that_was_removed_does_not_open_the_host(
+    site: Site, kept: Path
+) -> None:
+    rule = '[[rule]]\nname = "a"\nuser = "{}"\nverdict = "allow"\n'
+    site.policy.write_text(ENFORCE + rule.format("nobody"))
+    assert site.load().status == 0
+    # as if deluser(8) had come after it
+    site.policy.write_text(ENFORCE + rule.format("no-such-account"))
+    kept.write_text(kept.read_text().replace("nobody", "no-such-account"))
+    boot(site)
+    loaded = site.load()
+    assert loaded.status == BAD_POLICY and "no-such-account" in loaded.text
+    assert site.denied()
+
+
+@pytest.mark.parametrize(
+    "what", ["torn", "too deep", "writable by others", "another's"]
+)
 def test_a_file_that_is_not_to_be_relied_on_is_not_used(
     site: Site, kept: Path, what: str
 ) -> None:
     site.load()
     if what == "torn":
         kept.write_text(kept.read_text()[:20])
+    elif what == "too deep":
+        kept.write_text("[" * 100_000)
     elif what == "another's":
         os.chown(kept, 65534, 65534)
     else:
