@@ -16,11 +16,12 @@ from dataclasses import dataclass
 
 from guard.errors import JournalError
 from guard.finding import Finding, Kind, Message
-from guard.journal import PREFIX, Found, JournalWriter, frame, lines
+from guard.journal import PREFIX, WRITER, Found, JournalWriter, frame, lines
 from guard.kernel import Guard
 from guard.receipts import Receipts
 
 UNSURE = 1024  # entries; some 1.5 MB, of which Python makes several
+_TRIED = 8  # names that are recorded; of older ones nobody asks, they count as lost
 _AGAIN_SECONDS = 0.1  # after an error that came at once
 _PROBE_SECONDS = 1.0  # between two attempts while nothing is kept
 _SLOW_SECONDS = 1.0  # for journald to read what waits in its socket
@@ -81,7 +82,8 @@ class Record:
 
     def trying(self, name: str, connects: int) -> None:
         """An entry of so many connects is handed over again: it may yet arrive."""
-        self._note(self._tried | {name: connects})
+        latest = dict([*self._tried.items(), (name, connects)][-_TRIED:])
+        self._note(latest)
 
     def arrived(self, has: Callable[[str], bool]) -> None:
         """Count as kept what earlier processes had tried and the journal has."""
@@ -132,7 +134,9 @@ class Delivery:
     ) -> None:
         """Begin; complain is told what is wrong with journald."""
         self._writer = JournalWriter()
-        self._receipts = Receipts(os.getpid())
+        # not its _PID: journald writes what we print under that as well
+        self._mark = f"{WRITER}={os.urandom(8).hex()}"
+        self._receipts = Receipts(self._mark)
         self._record, self._complain = record, complain
         self._unsure: list[_Sent] = []
         self._sent = 0
@@ -145,7 +149,9 @@ class Delivery:
         # no loss for whoever ends us while journald keeps nothing
         if len(self._unsure) >= UNSURE:
             self.confirm()
-        sent = _Sent(frame(lines(found)), _own_name(found), _connects(found))
+        sent = _Sent(
+            frame([*lines(found), self._mark]), _own_name(found), _connects(found)
+        )
         self._hand_over(sent.datagram)
         self.written += 1
         self._unsure.append(sent)

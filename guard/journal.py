@@ -42,6 +42,7 @@ Found: TypeAlias = Finding | Notice | Message
 
 IDENTIFIER = "guardd"  # SYSLOG_IDENTIFIER of every entry
 PREFIX = "SMTPGUARD_"
+WRITER = f"{PREFIX}WRITER"  # which run of guardd wrote the entry, see delivery.py
 SOCKET = "/run/systemd/journal/socket"  # systemd-journald.service(8)
 
 # For ever: they stand in journals, in catalogs and in other people's filters.
@@ -215,7 +216,7 @@ def _notice_lines(notice: Notice) -> list[str]:
     ]
     for name, value in notice.fields.items():
         name = name.upper().removeprefix(PREFIX)
-        if not _FIELD_NAME.fullmatch(name) or name in ("KIND", "TIME_US"):
+        if not _FIELD_NAME.fullmatch(name) or name in ("KIND", "TIME_US", "WRITER"):
             raise JournalError(f"{name!r} is no name for a field of a notice")
         entry.append(f"{PREFIX}{name}={value}")
     return entry
@@ -397,6 +398,6 @@ def _notice(kind: Kind, entry: Mapping[str, Any]) -> Notice:
             name.removeprefix(PREFIX): text(value)
             for name, value in entry.items()
             if name.startswith(PREFIX)
-            and name not in (f"{PREFIX}KIND", f"{PREFIX}TIME_US")
+            and name not in (f"{PREFIX}KIND", f"{PREFIX}TIME_US", WRITER)
         },
     )

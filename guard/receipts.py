@@ -2,8 +2,8 @@
 """Has journald kept what it took? Asked of the journal's files themselves.
 
 journald acknowledges nothing: with its disk full, or its rate limit met, it takes an
-entry and drops it. How many entries a process has in a file stands in the file, with
-the data object of its _PID field; looking that up is five short reads, where going
+entry and drops it. How many entries have a field stands in the file, with
+the field's data object; looking that up is five short reads, where going
 through the entries would map the whole journal into guardd.
 
 Layout: "Journal File Format" in systemd's documentation, journal-def.h.
@@ -96,11 +96,11 @@ def entries_with(file: int, field: bytes) -> tuple[bytes, int]:
 
 
 class Receipts:
-    """The entries that one process has in this host's journal, from now on."""
+    """The entries with one field that are in this host's journal, from now on."""
 
-    def __init__(self, pid: int, folders: Sequence[Path] = FOLDERS) -> None:
-        """Begin to count the entries of the process pid; folders are journald's."""
-        self._field = f"_PID={pid}".encode()
+    def __init__(self, field: str, folders: Sequence[Path] = FOLDERS) -> None:
+        """Begin to count entries with field, NAME=value; folders are journald's."""
+        self._field = field.encode()
         machine = ""
         with contextlib.suppress(OSError):
             machine = Path("/etc/machine-id").read_text().strip()

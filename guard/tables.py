@@ -319,6 +319,10 @@ _RECORD: dict[str, type | tuple[type, ...]] = {
     "pid_ticks": int,
     "attempt": int,
     "told": dict,
+    "receipts": int,
+    "unkept": int,
+    "unkept_told": int,
+    "unkept_tried": dict,
     "changed": list,
     "backstop": dict,
     "before": dict,
@@ -342,8 +346,9 @@ def read_about(raw: bytes) -> dict[str, Any]:
             raise ValueError(f"{name!r} is not what it is to be")
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{name!r} is no time")
-    if not all(type(count) is int for count in record.get("told", {}).values()):
-        raise ValueError("'told' is not what it is to be")
+    for name in ("told", "unkept_tried"):
+        if not all(type(count) is int for count in record.get(name, {}).values()):
+            raise ValueError(f"{name!r} is not what it is to be")
     return record
 
 

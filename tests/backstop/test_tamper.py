@@ -107,8 +107,12 @@ def test_it_is_put_back_and_told_once(
 ) -> None:
     guardd = ground.start()
     before = rules(ground)
-    change(ground)
-    assert rules(ground) != before
+    guardd.send(signal.SIGSTOP)  # else it may be the quicker one
+    try:
+        change(ground)
+        assert rules(ground) != before
+    finally:
+        guardd.send(signal.SIGCONT)
     # legacy iptables sends no news of changes: there it is looked at once a minute
     until(lambda: bool(tampered(ground)), "the finding", 70)
     guardd.until(lambda: "changed by" not in guardd.status, "STATUS")

@@ -236,7 +236,7 @@ def live(*argv: str | Path) -> Iterator[Callable[[], list[str]]]:
         try:
             yield lines
             process.send_signal(signal.SIGINT)
-            assert process.wait(20) == 130
+            assert process.wait(60) == 130
         finally:
             process.kill()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import random
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -13,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from guard.finding import Kind, Notice
-from guard.journal import JournalWriter
+from guard.journal import JournalWriter, frame
 from guard.receipts import Receipts, entries_with, siphash24
-from tests.journald import Journald
+from tests.journald import Journald, until
 
 # Aumasson and Bernstein, appendix A: the bytes 0 to 14, the key 0 to 15
 VECTOR = 0xA129CA6149BE45E5
@@ -49,7 +50,7 @@ def test_entries_are_counted_from_the_start_and_over_rotations(
     journald: Journald,
 ) -> None:
     write(journald, 7)
-    receipts = Receipts(os.getpid(), [journald.directory])
+    receipts = Receipts(f"_PID={os.getpid()}", [journald.directory])
     assert receipts.kept() == 0
     write(journald, 100)
     assert receipts.kept() == 100
@@ -63,13 +64,13 @@ def test_entries_are_counted_from_the_start_and_over_rotations(
     for old in journald.directory.glob("*/system@*"):
         old.unlink()
     assert receipts.kept() == 155, "what is deleted later was kept once"
-    assert Receipts(os.getpid() + 1, [journald.directory]).kept() == 0
+    assert Receipts(f"_PID={os.getpid() + 1}", [journald.directory]).kept() == 0
 
 
 def test_a_field_is_found_in_what_is_new(journald: Journald) -> None:
     write(journald, 1, mark="old")
     journald.rotate()
-    receipts = Receipts(os.getpid(), [journald.directory])
+    receipts = Receipts(f"_PID={os.getpid()}", [journald.directory])
     write(journald, 3, mark="new")
     assert receipts.has("SMTPGUARD_MARK=new")
     assert not receipts.has("SMTPGUARD_MARK=old")
@@ -103,7 +104,7 @@ def write_one(journald: Journald, number: int) -> None:
 
 
 def test_no_journal_is_no_entry(tmp_path: Path) -> None:
-    assert Receipts(os.getpid(), [tmp_path / "none"]).kept() == 0
+    assert Receipts(f"_PID={os.getpid()}", [tmp_path / "none"]).kept() == 0
 
 
 def test_torn_files_are_refused_or_read(journald: Journald, tmp_path: Path) -> None:
@@ -126,3 +127,19 @@ def test_torn_files_are_refused_or_read(journald: Journald, tmp_path: Path) -> N
             pass
         finally:
             os.close(file)
+
+
+def test_what_a_process_prints_is_none_of_its_entries(journald: Journald) -> None:
+    """Under its unit that goes into the journal, too, with the same _PID."""
+    write(journald, 1)  # a file to count in
+    by_pid = Receipts(f"_PID={os.getpid()}", [journald.directory])
+    ours = Receipts("SMTPGUARD_WRITER=me", [journald.directory])
+    with socket.socket(socket.AF_UNIX) as stdout:  # as systemd opens a unit's
+        stdout.connect(str(journald.runtime / "stdout"))
+        stdout.sendall(b"guardd\n\n6\n0\n0\n0\n0\na complaint\n")
+        until(lambda: by_pid.kept() == 1, "the line in the journal")
+    assert ours.kept() == 0
+    writer = JournalWriter(str(journald.socket))
+    writer.send(frame(["MESSAGE=an entry", "SMTPGUARD_WRITER=me"]), 5)
+    writer.close()
+    until(lambda: ours.kept() == 1, "the entry in the journal")
