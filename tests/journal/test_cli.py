@@ -224,6 +224,8 @@ def live(*argv: str | Path) -> Iterator[Callable[[], list[str]]]:
         [sys.executable, "-m", "guard.cli.main", *map(str, argv)],
         cwd=CHECKOUT,
         stdout=subprocess.PIPE,
+        # what a shell starts in the background ignores it, and so do its children
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         assert process.stdout
         os.set_blocking(process.stdout.fileno(), False)
@@ -236,7 +238,7 @@ def live(*argv: str | Path) -> Iterator[Callable[[], list[str]]]:
         try:
             yield lines
             process.send_signal(signal.SIGINT)
-            assert process.wait(60) == 130
+            assert process.wait(20) == 130
         finally:
             process.kill()
 
