@@ -23,7 +23,14 @@ import psutil
 from guard import abi, libbpf
 from guard.errors import AbiMismatch, GuardError, KernelError, NotLoaded
 from guard.needs import explained
-from guard.pins import DEFAULT_PIN_DIR, ensure_bpffs, hand_over, pin, pin_anew
+from guard.pins import (
+    DEFAULT_PIN_DIR,
+    FOR_THE_ACCOUNT,
+    ensure_bpffs,
+    hand_over,
+    pin,
+    pin_anew,
+)
 from guard.policy import DEFAULT_FILE
 from guard.ringbuf import ring_backlog
 from guard.tables import KEY0, MAPS, Tables, netns_cookie
@@ -74,7 +81,7 @@ def remains(pin_dir: Path) -> bool:
         raise KernelError(
             f"cannot look into {pin_dir}",
             error.errno or 0,
-            hint="for guardd's own user: systemd-tmpfiles --create smtp-guard.conf",
+            hint=FOR_THE_ACCOUNT,
         ) from None
 
 

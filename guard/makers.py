@@ -20,7 +20,7 @@ _KEPT = 256  # CLOSED_KEPT, bpf/maps.bpf.h
 
 
 @dataclass(frozen=True, slots=True)
-class Maker:
+class MadeSocket:
     """One socket, and the process that made it."""
 
     socket: int  # inode, as in /proc/net/raw
@@ -34,7 +34,7 @@ class Maker:
 class Kept:
     """Makers of all sockets that were open at some moment since a time."""
 
-    makers: tuple[Maker, ...] = ()
+    makers: tuple[MadeSocket, ...] = ()
     # False: there may have been others; packet sockets only the LSM tells of
     whole: bool = False
     whole_packets: bool = False
@@ -68,7 +68,9 @@ class Makers:
                 oldest = min(oldest or ended, ended)
             if row.event.netns_cookie == home and (not ended or ended >= time_ns):
                 event = unpack_event(raw[abi.RawMaker.event.offset :])
-                found.append(Maker(row.socket, row.family, row.fsuid, row.fsgid, event))
+                found.append(
+                    MadeSocket(row.socket, row.family, row.fsuid, row.fsgid, event)
+                )
         closed = struct.unpack_from("=Q", tables.map("closed").get(KEY0) or bytes(8))
         whole = whole and (closed[0] <= _KEPT or oldest < time_ns)
         found.sort(key=lambda maker: maker.event.time_ns)

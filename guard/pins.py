@@ -23,6 +23,9 @@ from guard.errors import KernelError, NotBpffs
 from guard.privileges import ACCOUNT
 
 DEFAULT_PIN_DIR = Path("/sys/fs/bpf/smtp-guard")
+FOR_THE_ACCOUNT = (  # what to do when guardd's own user may not reach the pins
+    "for guardd's own user: systemd-tmpfiles --create smtp-guard.conf"
+)
 _BPFFS = Path("/sys/fs/bpf")
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -63,7 +66,7 @@ def ensure_bpffs(pin_dir: Path) -> None:
         raise KernelError(
             f"cannot make {pin_dir}",
             error.errno or 0,
-            hint="for guardd's own user: systemd-tmpfiles --create smtp-guard.conf",
+            hint=FOR_THE_ACCOUNT,
         ) from None
 
 

@@ -22,7 +22,7 @@ from guard.backstop.nflog import Logged
 from guard.backstop.packet import Head
 from guard.errors import GuardError
 from guard.event import Event
-from guard.makers import Kept, Maker, Makers
+from guard.makers import Kept, MadeSocket, Makers
 from guard.procfs import Seen, holders, look
 
 _NET = Path("/proc/self/net")
@@ -158,7 +158,7 @@ def _families(logged: Logged, head: Head | None) -> Collection[int]:
     return (socket.AF_INET6 if ":" in head.dst[0] else socket.AF_INET,)
 
 
-def _distinct(made: Iterator[Maker]) -> tuple[Event, ...]:
+def _distinct(made: Iterator[MadeSocket]) -> tuple[Event, ...]:
     """Give each process once, however many sockets it made."""
     events = (maker.event for maker in made)
     return tuple({(e.pid, e.start_ns, e.exe, e.args): e for e in events}.values())

@@ -15,7 +15,7 @@ import pytest
 
 from guard.abi import Counter
 from guard.kernel import Guard
-from guard.makers import Kept, Maker, Makers
+from guard.makers import Kept, MadeSocket, Makers
 from guard.tables import KEY0
 from tests.kernel.world import MX4, MX6, World
 
@@ -43,7 +43,7 @@ def makers(guard: Guard) -> Iterator[Makers]:
     yield Makers(guard)
 
 
-def of(kept: Kept, pid: int) -> list[Maker]:
+def of(kept: Kept, pid: int) -> list[MadeSocket]:
     return [one for one in kept.makers if one.event.pid == pid]
 
 

@@ -63,6 +63,18 @@ def start(desk: Desk, number: int, copy: int) -> Origin:
     return Origin(process, user, unit, folder, sender, [])
 
 
+def send(batch: list[Origin]) -> None:
+    """Have all of them send in the same moment, and learn their queue ids."""
+    for origin in batch:
+        assert origin.process.stdin
+        origin.process.stdin.write("go\n")
+        origin.process.stdin.flush()
+    for origin in batch:
+        out, err = origin.process.communicate(timeout=180)
+        origin.ids = re.findall(r"queued as (\w+)", out)
+        assert len(origin.ids) == MESSAGES, (out, err)
+
+
 def test_every_queue_id_leads_to_its_own_origin(desk: Desk) -> None:
     origins: list[Origin] = []
     for copy in range(EACH):
@@ -70,14 +82,7 @@ def test_every_queue_id_leads_to_its_own_origin(desk: Desk) -> None:
         for origin in batch:
             assert origin.process.stdout and origin.process.stdin
             assert origin.process.stdout.readline() == "ready\n"
-        for origin in batch:  # all in the same moment
-            assert origin.process.stdin
-            origin.process.stdin.write("go\n")
-            origin.process.stdin.flush()
-        for origin in batch:
-            out, err = origin.process.communicate(timeout=180)
-            origin.ids = re.findall(r"queued as (\w+)", out)
-            assert len(origin.ids) == MESSAGES, (out, err)
+        send(batch)
         origins += batch
     expected = {queue_id: origin for origin in origins for queue_id in origin.ids}
     assert len(expected) == ORIGINS * EACH * MESSAGES == 200
@@ -116,13 +121,7 @@ def test_the_log_alone_leads_there_as_well(desk: Desk) -> None:
     desk.stop_guard()
     try:
         batch = [start(desk, number, 9) for number in range(ORIGINS)]
-        for origin in batch:
-            assert origin.process.stdin
-            origin.process.stdin.write("go\n")
-            origin.process.stdin.flush()
-        for origin in batch:
-            out, _ = origin.process.communicate(timeout=180)
-            origin.ids = re.findall(r"queued as (\w+)", out)
+        send(batch)
     finally:
         desk.start_guard()
     pids = [str(origin.process.pid) for origin in batch]
