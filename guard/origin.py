@@ -8,7 +8,6 @@ import grp
 import pwd
 import re
 import time
-from collections import deque
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -20,6 +19,7 @@ from guard.ring import Repeats
 
 # Names are asked again after so long, for accounts that come and go.
 _NAMES_SECONDS = 60.0
+_POLICIES = 64  # whose rules are known by name, the last ones
 _UNIT_ENDS = (".service", ".scope", ".socket", ".mount", ".swap")
 
 # How container engines name their cgroups. Docker, Podman, containerd and CRI-O
@@ -113,12 +113,13 @@ class Naming:
         self._groups: dict[int, str | None] = {}
         self._forget_at = 0.0
         # (from when, name of a rule number), the newest first: an event that
-        # waited in the ring was judged by the policy of its own time
-        self._rules: deque[tuple[int, Callable[[int], str | None]]] = deque(maxlen=64)
+        # waited in the ring was judged by the policy of its own time. A tuple: the
+        # scribe goes through it while the main thread puts a policy in force
+        self._rules: tuple[tuple[int, Callable[[int], str | None]], ...] = ()
 
     def use_rules(self, since_ns: int, name: Callable[[int], str | None]) -> None:
         """Name rules by `name` from since_ns (CLOCK_BOOTTIME) on."""
-        self._rules.appendleft((since_ns, name))
+        self._rules = ((since_ns, name), *self._rules[: _POLICIES - 1])
 
     def _rule(self, number: int, time_ns: int) -> str | None:
         if number == NO_RULE:

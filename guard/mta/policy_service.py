@@ -78,7 +78,6 @@ class PolicyService(threading.Thread):
 
     def run(self) -> None:
         """Thread body."""
-        sys.setswitchinterval(_SWITCH_SECONDS)
         look_at = 0.0
         try:
             while not self._stopping.is_set():
@@ -105,6 +104,7 @@ class PolicyService(threading.Thread):
             return
         if self._listener is None:
             self._listener = Listener(self._wanted)
+            sys.setswitchinterval(_SWITCH_SECONDS)  # not where nobody asks
         try:
             # the kernel takes one that was closed out of the epoll by itself
             if self._listener.renew():

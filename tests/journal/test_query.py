@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import random
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -274,23 +276,33 @@ def test_a_damaged_journal_is_read_as_far_as_it_goes(
     journal = store(*(finding(connection=str(n)) for n in range(3000)))
     assert len(rows(journal)) == 3000
     journald.stop()
-    dice = random.Random(3)
     (file,) = journald.directory.glob("*/*.journal")
-    with file.open("r+b") as damaged:
-        for _ in range(20_000):
-            damaged.seek(dice.randrange(300, file.stat().st_size))
-            damaged.write(dice.randbytes(8))
+    raw = bytearray(file.read_bytes())
+    name = b"SMTPGUARD_CONNECTION="
+    places = [match.start() for match in re.finditer(name, raw)]
+    for place in places[::10]:  # no such field any more
+        raw[place] ^= 0x20
+    file.write_bytes(raw)
     for newest_first in (False, True):
         torn: list[JournalError] = []
         how = {"newest_first": newest_first}
-        found = []
-        try:
-            found = list(connections(journal, Filter(), torn.append, **how))
-        except JournalError as error:
-            torn.append(error)
+        found = list(connections(journal, Filter(), torn.append, **how))
         assert torn and len(found) < 3000
-        done = guardctl("who-connected", "--directory", journald.directory)
-        assert "Traceback" not in done.stderr and done.stderr
+    done = guardctl("who-connected", "--directory", journald.directory)
+    assert "Traceback" not in done.stderr and done.stderr
+    # anywhere: where it is what entries are looked up by, sd-journal tells nobody
+    dice = random.Random(3)
+    for _ in range(1000):
+        at = dice.randrange(300, len(raw))
+        raw[at : at + 8] = dice.randbytes(8)
+    file.write_bytes(raw)
+    for newest_first in (False, True):
+        how = {"newest_first": newest_first}
+        with contextlib.suppress(JournalError):
+            found = list(connections(journal, Filter(), torn.append, **how))
+            assert len(found) < 3000
+    done = guardctl("who-connected", "--directory", journald.directory)
+    assert "Traceback" not in done.stderr and done.returncode in (0, 1, 74)
 
 
 def test_the_guards_own_account_is_trusted_on_its_own_host_only(

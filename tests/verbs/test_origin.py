@@ -72,6 +72,20 @@ def test_an_event_is_named_by_the_policy_of_its_own_time() -> None:
     assert naming.finding(none).rule is None
 
 
+def test_a_policy_may_come_while_an_event_is_named() -> None:
+    """The main thread puts it in force, the scribe names."""
+    naming = Naming()
+
+    class Meanwhile(int):
+        def __le__(self, other: int) -> bool:
+            naming.use_rules(2000, lambda number: "newest")
+            return False
+
+    naming.use_rules(0, lambda number: "old")
+    naming.use_rules(Meanwhile(1000), lambda number: "new")
+    assert naming.finding(unpack_event(event(time_ns=1500, rule=0))).rule == "old"
+
+
 @pytest.mark.parametrize(
     ("verdict", "mode", "direction", "kind"),
     [
