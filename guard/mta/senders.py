@@ -21,6 +21,9 @@ _SECOND = 1_000_000
 # already is answered to the end of what it sent within smtpd's own limits.
 _SESSION_US = 86_400 * _SECOND
 _AFTER_END_US = 600 * _SECOND
+# guardd dates a connect() by the clock as it is when the event is read, the log by the
+# clock of the moment; a step of the clock in between must not part the two.
+_STEP_US = 5 * _SECOND
 _NEVER = ("denied", "refused", "timed-out", "failed", "not-sent")
 
 
@@ -101,30 +104,37 @@ def _from_log(
             )
         else:
             # a log's second is the one it began in
-            at_us = found.time_us + _SECOND
-            origin = join((found.client[0], port), at_us, journal, torn)
+            client = found.client[0], port
+            origin = join(client, found.time_us, journal, torn, _SECOND)
             why = "" if origin else UNKNOWN["no-connection"]
             yield replace(sent, origin=origin, joined=bool(origin), why=why)
 
 
 def join(
-    client: tuple[str, int], at_us: int, journal: Journal, torn: Torn
+    client: tuple[str, int], at_us: int, journal: Journal, torn: Torn, span_us: int = 0
 ) -> Finding | None:
-    """Find the connection from this port that was there at that time, or just before.
+    """Find the connection from this port that was there at that time, or nearest to it.
 
-    None: the journal has none, or only one that had long ended.
+    The time (CLOCK_REALTIME) is at_us or up to span_us later. None: the journal has
+    none, or only such as had long ended.
     """
+    until_us = at_us + span_us
     wanted = Filter(
-        since_us=max(at_us - _SESSION_US, 0), until_us=at_us, from_ports=(client[1],)
+        since_us=max(at_us - _SESSION_US, 0),
+        until_us=until_us + _STEP_US,
+        from_ports=(client[1],),
     )
+    nearest, distance = None, _AFTER_END_US + 1
     for found in connections(journal, wanted, torn, newest_first=True):
         if found.src != client or found.kind is Kind.SUMMARY:
             continue
         if found.outcome in _NEVER:
             continue
-        ended = found.duration_us
-        late = at_us - _AFTER_END_US
-        if ended is not None and found.time_us + ended < late:
-            return None
-        return found
-    return None
+        lasted_us = found.duration_us
+        end_us = until_us if lasted_us is None else found.time_us + lasted_us
+        away = max(found.time_us - until_us, at_us - end_us, 0)
+        if away < distance:
+            nearest, distance = found, away
+        if not away:
+            break
+    return nearest

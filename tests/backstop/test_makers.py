@@ -43,7 +43,7 @@ def about(found: list[Finding], syn: Syn) -> Finding:
 
 def test_a_sender_that_ended_at_once_is_named(standing: Ground, mx: str) -> None:
     syn = Syn(mx, new_port())
-    with standing.found() as found:
+    with standing.found() as found, standing.guardd.paused():
         done = standing.guarded(partial(execute_and_send, syn))
     one = about(found, syn)
     assert not os.path.exists(f"/proc/{one.pid}")
@@ -58,7 +58,7 @@ def test_a_sender_that_ended_at_once_is_named(standing: Ground, mx: str) -> None
 def test_without_a_record_it_is_not_named(standing: Ground, mx: str) -> None:
     """The control: the same where no program of ours is asked."""
     syn = Syn(mx, new_port())
-    with standing.found() as found:
+    with standing.found() as found, standing.guardd.paused():
         standing.free(partial(execute_and_send, syn))
     one = about(found, syn)
     assert (one.pid, one.exe, one.uid) == (0, None, 0)

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import errno
-import signal
 import subprocess
 from collections.abc import Callable
 
@@ -107,12 +106,10 @@ def test_it_is_put_back_and_told_once(
 ) -> None:
     guardd = ground.start()
     before = rules(ground)
-    guardd.send(signal.SIGSTOP)  # else it may be the quicker one
-    try:
+    # else it may be the quicker one
+    with guardd.paused():
         change(ground)
         assert rules(ground) != before
-    finally:
-        guardd.send(signal.SIGCONT)
     # legacy iptables sends no news of changes: there it is looked at once a minute
     until(lambda: bool(tampered(ground)), "the finding", 70)
     guardd.until(lambda: "changed by" not in guardd.status, "STATUS")
@@ -130,14 +127,12 @@ def test_a_rule_put_before_ours_is_told_and_ours_comes_first_again(
     ground: Ground,
 ) -> None:
     guardd = ground.start()
-    guardd.send(signal.SIGSTOP)  # else it may be the quicker one
-    try:
+    # else it may be the quicker one
+    with guardd.paused():
         for to in (MX4, MX6):
             iptables("-I OUTPUT -p tcp -j ACCEPT", to)
         assert not shut(ground)  # so it matters
         done = ground.ctl("verify")
-    finally:
-        guardd.send(signal.SIGCONT)
     assert done.returncode and "rules of others before" in done.stdout, done
     until(lambda: bool(tampered(ground)), "the finding", 70)
     guardd.until(lambda: "changed by" not in guardd.status, "STATUS")

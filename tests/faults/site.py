@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -219,6 +220,16 @@ class Guardd:
     def send(self, number: signal.Signals) -> None:
         """Send it a signal."""
         self.process.send_signal(number)
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Stop it within the block: what happens there is over when it looks."""
+        self.send(signal.SIGSTOP)
+        try:
+            os.waitid(os.P_PID, self.process.pid, os.WSTOPPED)
+            yield
+        finally:
+            self.send(signal.SIGCONT)
 
     def end(self, number: signal.Signals = signal.SIGTERM, limit: float = 20) -> int:
         """Send a signal that ends it, wait, and give the exit status."""

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import signal
 import time
 
 from guard.abi import Counter
@@ -13,9 +12,8 @@ from tests.faults.site import Site, policy, summary
 def test_a_full_ring_is_counted_and_told(site: Site) -> None:
     guardd = site.start("--ring-bytes", "65536")
     for _ in range(2):  # the second loss is told apart from the first
-        guardd.send(signal.SIGSTOP)
-        assert site.connect(1000).denied == 1000
-        guardd.send(signal.SIGCONT)
+        with guardd.paused():
+            assert site.connect(1000).denied == 1000
         ledger = site.settled(guardd)
     print(summary([ledger]))
     assert ledger.judged == 2000
@@ -28,9 +26,8 @@ def test_a_full_ring_is_counted_and_told(site: Site) -> None:
 def test_nothing_is_lost_that_fits(site: Site) -> None:
     """The control of the tests here: the same, with room enough."""
     guardd = site.start()
-    guardd.send(signal.SIGSTOP)
-    assert site.connect(1000).denied == 1000
-    guardd.send(signal.SIGCONT)
+    with guardd.paused():
+        assert site.connect(1000).denied == 1000
     ledger = site.settled(guardd)
     assert len(ledger.findings) == ledger.judged == 1000
     assert ledger.kernel_lost == ledger.doubles == 0
@@ -40,9 +37,8 @@ def test_nothing_is_lost_that_fits(site: Site) -> None:
 def test_lost_ends_of_connections_are_told(site: Site) -> None:
     site.write_policy(policy(site.port, allow="user = 0"))
     guardd = site.start("--ring-bytes", "65536")
-    guardd.send(signal.SIGSTOP)
-    assert site.connect(1000).passed == 1000
-    guardd.send(signal.SIGCONT)
+    with guardd.paused():
+        assert site.connect(1000).passed == 1000
     ledger = site.settled(guardd)
     assert len(ledger.findings) + ledger.lost == 1000
     assert site.count(Counter.LOST_CLOSED) > 100

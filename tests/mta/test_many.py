@@ -130,6 +130,6 @@ def test_the_log_alone_leads_there_as_well(desk: Desk) -> None:
     for origin in batch:
         for queue_id in origin.ids:
             row = desk.logged(queue_id)
-            assert row["how"] == "joined by port and time"
+            assert row["how"] == "joined by port and time", row
             assert row["origin"]["pid"] == origin.process.pid
             assert row["origin"]["cwd"] == origin.folder
