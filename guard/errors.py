@@ -171,3 +171,9 @@ class MtaError(GuardError):
     """mail server: {}"""
 
     exit_status = EX_UNAVAILABLE
+
+
+class BadToken(GuardError):
+    """not a token of this host's: {}"""
+
+    exit_status = EX_DATAERR
