@@ -25,6 +25,7 @@ from guard.event import unpack_event
 from guard.finding import Finding, Message, Notice
 from guard.journal import Found, frame, lines, read
 from guard.message import mail_message, message
+from guard.mta.admission import DUNNO
 from guard.mta.delegation import parse_request, take_requests
 from guard.mta.maillog import parse_line, read_line
 from guard.mta.policy_service import sent_message
@@ -122,7 +123,7 @@ def delegation(data: bytes) -> None:
     whole, _ = take_requests(data)
     for raw in whole:
         request = parse_request(raw)
-        told = sent_message(request, lambda client, server: None, NAMING)
+        told = sent_message(request, None, NAMING, DUNNO, "")
         assert journalled(told) == told
         _harmless(told)
 
