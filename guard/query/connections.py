@@ -37,7 +37,7 @@ _BEGINNINGS = (
     Kind.BACKSTOP.value,
 )
 _ENDINGS = (Kind.CLOSED.value.encode(), Kind.ENDED.value.encode())
-_MAIL = frozenset(kind.value.encode() for kind in MAIL)
+_MAIL = tuple(kind.value.encode() for kind in MAIL)  # a field may be a list
 _SUMMARY = Kind.SUMMARY.value.encode()
 # What the end of a connection knows better than its beginning.
 _END_FIELDS = (

@@ -136,9 +136,9 @@ class MailHost(Postfix):
             yield
 
     @contextlib.contextmanager
-    def without_guardd(self, action: str) -> Iterator[None]:
-        """Have Postfix do this when nobody answers."""
-        line = "{ unix:smtp-guard/policy, try_limit=1, "
+    def without_guardd(self, action: str, tries: int = 1) -> Iterator[None]:
+        """Have Postfix do this when nobody answers, asked so many times."""
+        line = f"{{ unix:smtp-guard/policy, try_limit={tries}, "
         line += f"{{ default_action = {action} }} }}"
         with self._set(f"smtpd_end_of_data_restrictions=check_policy_service {line}"):
             yield
