@@ -35,6 +35,7 @@ VERBS = {
     "plan": "who would be denied, and the rules that would allow it",
     "explain": "which rule decides about a connection, and why",
     "policy": "check a policy file and show what it comes to",
+    "mail": "Postfix beside the guard: smart host, transports, relaying",
     "verify": "are programs, links and maps the ones we put there",
     "doctor": "what of this host works for the guard, what to do about the rest",
     "load": "put the policy in force",

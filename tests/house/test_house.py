@@ -69,6 +69,7 @@ STAGES = [
     "daemon",
     "firewalls",
     "doctor",
+    "mail",
     "cli",
 ]
 
