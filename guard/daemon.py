@@ -15,6 +15,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from systemd import daemon as sd
 
@@ -41,6 +42,7 @@ from guard.force import (
 )
 from guard.hosts import AddressNews, own_addresses
 from guard.makers import Makers
+from guard.mta.handins import Handins
 from guard.mta.policy_service import PolicyService
 from guard.ownerrules import no_programs, not_served, state_file
 from guard.pins import DEFAULT_PIN_DIR
@@ -52,7 +54,7 @@ from guard.service import Service
 from guard.unaided import Unaided
 from guard.watch import Watch, changed_meanwhile
 
-_MAIL_SECONDS = 2.0  # at the end, to take Postfix's socket away
+_MAIL_SECONDS = 2.0  # at the end, to take Postfix's socket away; likewise its probe
 
 
 class Daemon(Service):
@@ -101,6 +103,9 @@ class Daemon(Service):
         if started.policy:
             self._mail.serve(started.policy.mta.socket)
         self._mail.start()
+        self._handins = Handins(self._naming, self._scribe.tell)
+        self._handins.start()
+        self._mail_record: dict[str, Any] = {}
         for notice in (*changed, *started.notices(options.policy)):
             self._scribe.tell(notice)
         self.register(self._addresses, self._on_addresses)
@@ -191,14 +196,25 @@ class Daemon(Service):
             parts.append("new policy refused, the old one is in force")
         if self._mail.trouble:
             parts.append(f"Postfix is not answered: {self._mail.trouble}")
+        if self._handins.trouble:
+            parts.append(f"sendmail(1) is not followed: {self._handins.trouble}")
+        self._record_mail()
         if self._keeper.lacking:
             parts.append(f"no second lock: {self._keeper.why}")
         self.say(parts)
+
+    def _record_mail(self) -> None:
+        """Have status tell what becomes of the mail server's questions."""
+        mail = {"sendmail": self._handins.state, "refused": self._mail.refused}
+        if mail != self._mail_record:
+            self._guard.set_about(mail=mail)
+            self._mail_record = mail
 
     def stop(self) -> None:
         """End; what is in force stays in force."""
         self._guard.set_about(pid=None, pid_ticks=None)
         self._mail.stop(_MAIL_SECONDS)
+        self._handins.stop(_MAIL_SECONDS)
         self.finish("findings stay queued")
         if self._options.foreground and "links" not in self._watchman.unrepaired:
             mode = self._guard.mode.name.lower()

@@ -33,6 +33,7 @@ class Kind(enum.Enum):
     ENROLLED = "enrolled"
     CLOCK_SET = "clock-set"
     MESSAGE = "message"
+    HANDED_IN = "handed-in"
 
 
 @dataclass(frozen=True, slots=True)

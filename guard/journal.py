@@ -66,10 +66,11 @@ MESSAGE_IDS: dict[Kind, str] = {
     Kind.ENROLLED: "1c8ad267a41a4662b3ee6a058f6e4deb",
     Kind.CLOCK_SET: "c07b04c833ab4f4188486a8ea8bce614",
     Kind.MESSAGE: "9ae8204ec22246afa6005ebf718d0d10",
+    Kind.HANDED_IN: "e533fbaffb064b92ad5b61a3f6c9b106",
 }
 NOTICES = frozenset(
     (Kind.LOST, Kind.POLICY_LOADED, Kind.POLICY_REFUSED, Kind.LOADED, Kind.UNLOADED)
-    + (Kind.TAMPERED, Kind.ENROLLED, Kind.CLOCK_SET)
+    + (Kind.TAMPERED, Kind.ENROLLED, Kind.CLOCK_SET, Kind.HANDED_IN)
 )
 _KINDS = {kind.value: kind for kind in Kind}
 

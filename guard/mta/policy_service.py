@@ -59,6 +59,7 @@ class PolicyService(threading.Thread):
         self._words: dict[int, bytes] = {}  # theirs, of a request to be finished
         self._stopping = threading.Event()
         self._trouble = ""
+        self.refused = 0  # clients beyond _MOST_CLIENTS at once
 
     def serve(self, path: Path | None) -> None:
         """Answer at this socket from now on, or from a second; None: at none."""
@@ -132,6 +133,7 @@ class PolicyService(threading.Thread):
             return
         if len(self._clients) >= _MOST_CLIENTS:
             client.close()  # Postfix does its default_action
+            self.refused += 1
             return
         self._clients[client.fileno()] = client
         self._poll.register(client, select.EPOLLIN)

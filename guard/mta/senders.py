@@ -7,7 +7,9 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from guard.finding import UNKNOWN, Finding, Kind, Message
+from guard.errors import JournalError
+from guard.finding import UNKNOWN, Finding, Kind, Message, Notice
+from guard.mta.handin import HandedIn, handed_in
 from guard.mta.maillog import Log, Logged, parse_line
 from guard.query import Filter, Journal, connections
 from guard.query.connections import Torn
@@ -38,6 +40,7 @@ class Sent:
     origin: Finding | None
     joined: bool = False  # by port and time: nobody said so
     why: str = ""  # there is no origin
+    handed_in: HandedIn | None = None  # to sendmail(1), and by whom
 
 
 def senders(
@@ -51,11 +54,11 @@ def senders(
     ids = [what] if QUEUE_ID.fullmatch(what) else list(_queue_ids(name, log, wanted))
     unknown = []
     for queue_id in ids:
-        told = [
-            _told(found, journal, torn)
-            for found in messages(journal, queue_id, wanted, torn)
-        ]
-        yield from told
+        told = False
+        for found in messages(journal, queue_id, wanted, torn):
+            if sent := _told(found, journal, torn):
+                told = True
+                yield sent
         if not told:
             unknown.append(queue_id)
     if unknown:
@@ -77,7 +80,14 @@ def _within(log: Log, wanted: Filter) -> Iterator[Logged]:
             yield found
 
 
-def _told(found: Message, journal: Journal, torn: Torn) -> Sent:
+def _told(found: Message | Notice, journal: Journal, torn: Torn) -> Sent | None:
+    if isinstance(found, Notice):
+        try:
+            handed = handed_in(found)
+        except JournalError as error:
+            torn(error)
+            return None
+        return Sent(handed.queue_id, handed.time_us, None, None, None, handed_in=handed)
     sent = Sent(found.queue_id, found.time_us, found, None, found.origin)
     if found.origin:
         return sent

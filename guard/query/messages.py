@@ -6,25 +6,27 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from guard.errors import JournalError
-from guard.finding import Finding, Kind, Message
+from guard.finding import Finding, Kind, Message, Notice
 from guard.journal import read
 from guard.query.connections import Torn
 from guard.query.entries import LATE_US, Journal
 from guard.query.filters import Filter
 
 _MESSAGE = f"SMTPGUARD_KIND={Kind.MESSAGE.value}"
+_HANDED_IN = f"SMTPGUARD_KIND={Kind.HANDED_IN.value}"
 
 
 def messages(
     journal: Journal, queue_id: str, wanted: Filter, torn: Torn
-) -> Iterator[Message]:
+) -> Iterator[Message | Notice]:
     """Give the messages of a queue id, oldest first: one may be used again.
 
-    Of wanted only the times count. torn is told of entries that cannot be read.
-    Raises JournalError.
+    A Notice (of Kind.HANDED_IN) is one that sendmail(1) was given. Of wanted only
+    the times count. torn is told of entries that cannot be read. Raises JournalError.
     """
     until = min(wanted.until_us + LATE_US, (1 << 63) - 1)
-    matches = [_MESSAGE, f"SMTPGUARD_QUEUE_ID={queue_id}"]
+    # one field twice: either value
+    matches = [_MESSAGE, _HANDED_IN, f"SMTPGUARD_QUEUE_ID={queue_id}"]
     for entry in journal.forward(matches, wanted.since_us, until):
         try:
             found = read(entry)
@@ -32,7 +34,7 @@ def messages(
             torn(error)
             continue
         in_time = wanted.since_us <= found.time_us <= wanted.until_us
-        if in_time and isinstance(found, Message):
+        if in_time and isinstance(found, Message | Notice):
             yield found
 
 
