@@ -105,6 +105,7 @@ def _row(sent: Sent) -> dict[str, Any]:
         "how": _how(sent),
         "why": sent.why or None,
         "origin": row(sent.origin) if sent.origin else None,
+        "one_of": [row(found) for found in sent.one_of],
         "handed_in": _handed_in_row(sent.handed_in) if sent.handed_in else None,
     }
     message = mail_row(sent.message) if sent.message else {}
@@ -154,6 +155,8 @@ def _block(sent: Sent) -> str:
         lines.append(f"  known     {_how(sent)}, file {sent.handed_in.maildrop}")
     else:
         lines.append(f"  unknown   {sent.why}")
+        for found in sent.one_of:
+            lines += [f"  one of    {name}: {text}" for name, text in _who(found)]
     return "\n".join(map(printable, lines))
 
 
