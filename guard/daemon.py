@@ -43,6 +43,7 @@ from guard.force import (
 from guard.hosts import AddressNews, own_addresses
 from guard.makers import Makers
 from guard.mta.handins import Handins
+from guard.mta.losses import messages_lost, not_answered
 from guard.mta.policy_service import PolicyService
 from guard.ownerrules import no_programs, not_served, state_file
 from guard.pins import DEFAULT_PIN_DIR
@@ -108,6 +109,8 @@ class Daemon(Service):
         self._mail_record: dict[str, Any] = {}
         for notice in (*changed, *started.notices(options.policy)):
             self._scribe.tell(notice)
+        if lost := self._guard.about().get("mail", {}).get("waiting"):
+            self._scribe.tell(messages_lost(int(lost)))
         self.register(self._addresses, self._on_addresses)
         self.register(self._files, self._on_files)
         Before(self._guard, lambda: self._policy, self._scribe.tell).follow()
@@ -204,8 +207,15 @@ class Daemon(Service):
         self.say(parts)
 
     def _record_mail(self) -> None:
-        """Have status tell what becomes of the mail server's questions."""
-        mail = {"sendmail": self._handins.state, "refused": self._mail.refused}
+        """Have status, and the next guardd, know what became of messages."""
+        refused = self._mail.refused
+        if moved := refused - int(self._mail_record.get("refused", 0)):
+            self._scribe.tell(not_answered(moved))
+        mail = {
+            "sendmail": self._handins.state,
+            "refused": refused,
+            "waiting": self._scribe.messages_waiting,
+        }
         if mail != self._mail_record:
             self._guard.set_about(mail=mail)
             self._mail_record = mail
@@ -216,6 +226,7 @@ class Daemon(Service):
         self._mail.stop(_MAIL_SECONDS)
         self._handins.stop(_MAIL_SECONDS)
         self.finish("findings stay queued")
+        self._record_mail()
         if self._options.foreground and "links" not in self._watchman.unrepaired:
             mode = self._guard.mode.name.lower()
             sys.stderr.write(

@@ -141,8 +141,11 @@ def _before(open: int, denied: int, due_ns: int | None = None) -> str:
 
 def _mail(mail: dict[str, Any]) -> str:
     text = f"sendmail(1): {mail.get('sendmail')}"
-    refused = mail.get("refused")
-    return f"{text}; {refused} policy clients refused, too many" if refused else text
+    if refused := mail.get("refused"):
+        text += f"; {refused} connections of Postfix refused: too many at once"
+    if waiting := mail.get("waiting"):
+        text += f"; {waiting} messages wait for journald"
+    return text
 
 
 def _since(start: float | None) -> float | None:
