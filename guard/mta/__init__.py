@@ -2,6 +2,8 @@
 """From a connection to a message: what the host's own mail server tells.
 
 Read delegation.py (how Postfix asks), listener.py (where), policy_service.py (who
-sent this message, and the answer), maillog.py (what its log says of a message), then
-senders.py (a message's senders, out of the journal and that log).
+sent this message, and the answer), losses.py (what was not told), elf.py (where a
+function is), handin.py (who called sendmail(1)), handins.py (how that is learnt),
+maillog.py (what its log says of a message), then senders.py (a message's senders, out
+of the journal and that log).
 """

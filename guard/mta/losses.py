@@ -15,7 +15,7 @@ def messages_lost(count: int) -> Notice:
     """
     text = f"lost: {count} (messages that waited for journald when guardd was ended):"
     text += " who sent them is left to the mail log"
-    return _lost(text, "LOST_MESSAGES", count)
+    return _lost(text, {"LOST_MESSAGES": str(count)})
 
 
 def not_answered(count: int) -> Notice:
@@ -24,8 +24,8 @@ def not_answered(count: int) -> Notice:
         f"lost: {count} (connections of Postfix's beyond what guardd serves at once):"
     )
     text += " their messages are joined by port and time"
-    return _lost(text, "REFUSED_CLIENTS", count)
+    return _lost(text, {"REFUSED_CLIENTS": str(count)})
 
 
-def _lost(text: str, name: str, count: int) -> Notice:
-    return Notice(Kind.LOST, time.time_ns() // 1000, text, 3, {name: str(count)})
+def _lost(text: str, fields: dict[str, str]) -> Notice:
+    return Notice(Kind.LOST, time.time_ns() // 1000, text, 3, fields)
