@@ -5,14 +5,18 @@
  * holds: the guard does not need it.
  *
  *  handin_exec    what a process was started as is kept with it, for its life
- *  handin_file    Postfix has made a queue file: the end of its mail_queue_enter()
- *  handin_rename  likewise, where the kernel has no such probe for who is not root:
- *                 that function gives the file its name by rename()
+ *  handin_file    Postfix has written a queue file and is about to close it: the
+ *                 beginning of mail_stream_finish() and of mail_stream_cleanup()
+ *  handin_rename  instead, where the kernel has no such probe for who is not root:
+ *                 it makes a queue file, and gives it its name by rename()
  *
  * postdrop(1) makes a file in maildrop; pickup(8) opens it, and while it has it open
- * connects to cleanup(8), which makes the queue file. So the first file leads to who
+ * has cleanup(8) make the queue file. So the first file leads to who
  * called, and the second to the first: by what is open at that moment in the process
  * at the other end of cleanup's connection. Nothing is compared by its time.
+ *
+ * Not the end of a function: its probe is a system call from Linux 6.11 on, which a
+ * seccomp filter that postdrop has from its caller would take for a crime.
  */
 #include "queuefiles.bpf.h"
 #include <bpf/bpf_tracing.h>
@@ -190,17 +194,28 @@ static __always_inline void made(u64 folder, struct inode *inode,
 		queued(name);
 }
 
-SEC("uretprobe") int handin_file(void *ctx)
+/* The caller's open file in a folder of that name, or none. */
+static __always_inline struct dentry *open_in(u64 folder)
 {
-	struct search mine = { current_task(), folder_of() };
+	struct search mine = { current_task(), folder };
+
+	bpf_loop(FILES, file_step, &mine, 0);
+	return mine.found;
+}
+
+SEC("uprobe") int handin_file(void *ctx)
+{
+	u64 folder = folder_of();
 	struct dentry *dentry;
 
-	if (!mine.folder)
+	if (!folder)
 		return 0;
-	bpf_loop(FILES, file_step, &mine, 0);
-	dentry = mine.found;
+	dentry = open_in(folder);
+	if (!dentry &&
+	    folder == INCOMING) /* it may have been put there since */
+		dentry = open_in(HOLD);
 	if (dentry)
-		made(mine.folder, BPF_CORE_READ(dentry, d_inode),
+		made(folder, BPF_CORE_READ(dentry, d_inode),
 		     BPF_CORE_READ(dentry, d_name.name));
 	return 0;
 }

@@ -21,9 +21,10 @@
 #else
 #define in_memory(x) (x)
 #endif
-/* names of queues, of eight letters each, without the NUL */
+/* names of queues, of at most eight letters each, without the NUL */
 #define MAILDROP in_memory(0x6d61696c64726f70ULL)
 #define INCOMING in_memory(0x696e636f6d696e67ULL)
+#define HOLD in_memory(0x686f6c6400000000ULL)
 
 #pragma clang attribute push(__attribute__((preserve_access_index)),           \
 			     apply_to = record)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import ctypes as c
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -309,27 +309,26 @@ def detach(link: int) -> None:
     _check(_lib.bpf_link_detach(link), "cannot detach a program")
 
 
-def follow_return(program: int, path: Path, offset: int) -> int:
-    """Run a program whenever a function of a file has returned, in any process.
+def follow(program: int, path: Path, offsets: Sequence[int]) -> int:
+    """Run a program whenever some functions of a file are called, in any process.
 
-    offset (bytes) is where the function begins in the file. The program was loaded
-    for TRACE_UPROBE_MULTI, Linux 6.6. Gives the link's descriptor; the attachment
-    ends with it. libbpf 1.1 does not know this kind of link.
+    offsets (bytes) are where they begin in the file. The program was loaded for
+    TRACE_UPROBE_MULTI, Linux 6.6. Gives the link's descriptor; the attachment ends
+    with it. libbpf 1.1 does not know this kind of link.
     """
     name = c.create_string_buffer(os.fsencode(path))
-    offsets = (c.c_uint64 * 1)(offset)
+    begin = (c.c_uint64 * len(offsets))(*offsets)
     asked = UprobeMulti(
         prog_fd=program,
         attach_type=TRACE_UPROBE_MULTI,
         path=c.addressof(name),
-        offsets=c.addressof(offsets),
-        cnt=1,
-        flags=1,  # BPF_F_UPROBE_MULTI_RETURN
+        offsets=c.addressof(begin),
+        cnt=len(offsets),
     )
     number = 321 if os.uname().machine == "x86_64" else 280  # asm/unistd.h
     link = _libc.syscall(number, _LINK_CREATE, c.byref(asked), c.sizeof(asked))
     error = c.get_errno() if link < 0 else 0
-    return _check(-error or link, f"cannot follow a function of {path}")
+    return _check(-error or link, f"cannot follow functions of {path}")
 
 
 class Object:

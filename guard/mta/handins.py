@@ -31,15 +31,17 @@ from guard.tables import KEY0
 
 OBJECT = Path(__file__).parents[1] / "handin.bpf.o"
 # shlib_directory of postconf(5), as distributions have it; all of Postfix's programs
-# that make queue files do so by its mail_queue_enter().
+# that make queue files end them by one of its functions.
 LIBRARIES = tuple(
     Path(folder, "libpostfix-global.so")
     for folder in ("/usr/lib/postfix", "/usr/lib64/postfix", "/usr/libexec/postfix")
 )
-_FUNCTION = "mail_queue_enter"
+_FUNCTIONS = ("mail_stream_finish", "mail_stream_cleanup")
 _GROUP = "postdrop"  # postconf(5), setgid_group
 _STATE = struct.Struct("=QII")  # .data.handin: lost, owner, group
 _Which = tuple[int, int]  # device and inode
+_NO_LINK = -1  # of its own
+_AGAIN_SECONDS = 60.0  # after programs that could not be loaded
 _NEEDS = "it takes Linux 6.6, or bpf in lsm= (Debian has both or the latter)"
 _LOOK_SECONDS = 1.0  # is it the same file, was something lost?
 _POLL_MS = 250
@@ -63,6 +65,8 @@ class Handins(threading.Thread):
         self._ring: RingBuffer | None = None
         self._links: list[tuple[_Which, int]] = []  # to which library, descriptor
         self._always: list[int] = []  # links that no upgrade of Postfix touches
+        self._failed: _Which | None = None
+        self._again_at = 0.0
         self._stopping = threading.Event()
         self._state: libbpf.Map | None = None  # .data.handin
         self._lost = 0  # told so far
@@ -112,6 +116,8 @@ class Handins(threading.Thread):
         path, which = self._library()
         if which is None or any(which == known for known, _ in self._links):
             return
+        if (which, True) == (self._failed, time.monotonic() < self._again_at):
+            return
         try:
             self._attach(path, which)
         except KernelError as error:
@@ -119,6 +125,7 @@ class Handins(threading.Thread):
                 with contextlib.suppress(OSError):
                     sys.stderr.write(f"guardd: sendmail(1): {error.report()}\n")
             self._trouble = str(error)
+            self._failed, self._again_at = which, time.monotonic() + _AGAIN_SECONDS
         else:
             self._trouble = ""
 
@@ -130,30 +137,28 @@ class Handins(threading.Thread):
         return self._libraries[0], None
 
     def _attach(self, path: Path, which: _Which) -> None:
-        """Follow this library. Raises KernelError, and then all is as it was."""
-        if self._object is None:
-            self._load(probe=True)
-        assert self._object
+        """Follow this library, or what it does. Raises KernelError: nothing is."""
         if len(self._always) > 1:  # by rename(), whatever the library
-            self._links = [(which, -1)]
+            self._links = [(which, _NO_LINK)]
             return
         try:
-            link = libbpf.follow_return(
-                self._object.program("handin_file"), path, exported(path, _FUNCTION)
-            )
-        except KernelError:
+            if self._object is None:
+                self._load(probe=True)
+            assert self._object
+            begin = [exported(path, function) for function in _FUNCTIONS]
+            program = self._object.program("handin_file")
+            link = libbpf.follow(program, path, begin)
+        except KernelError as first:
             self._close()
             try:
                 self._load(probe=False)
             except KernelError as second:
-                raise KernelError(
-                    f"{second.args[0]}", second.errno, hint=_NEEDS
-                ) from None
-            self._links = [(which, -1)]
-            return
+                text = f"{first.args[0]}; nor by the LSM: {second.args[0]}"
+                raise KernelError(text, second.errno, hint=_NEEDS) from None
+            link = _NO_LINK
         self._links.append((which, link))
         while len(self._links) > _KEPT:
-            os.close(self._links.pop(0)[1])
+            _close(self._links.pop(0)[1])
 
     def _load(self, probe: bool) -> None:
         """Load, to be called when the function returns, or else on rename()."""
@@ -176,14 +181,14 @@ class Handins(threading.Thread):
             raise KernelError(text, errno.ENOENT) from None
         except KernelError:
             for link in links:
-                os.close(link)
+                _close(link)
             made.close()
             raise
         self._object, self._always, self._state, self._lost = made, links, state, 0
 
     def _close(self) -> None:
-        for link in (*self._always, *(link for _, link in self._links if link >= 0)):
-            os.close(link)
+        for link in (*self._always, *(link for _, link in self._links)):
+            _close(link)
         self._links, self._always, self._state = [], [], None
         if self._ring:
             self._ring.close()
@@ -217,3 +222,8 @@ class Handins(threading.Thread):
             now_us, fields = time.time_ns() // 1000, {"LOST_HANDED_IN": str(moved)}
             self._tell(Notice(Kind.LOST, now_us, text, 3, fields))
             self._lost = total
+
+
+def _close(link: int) -> None:
+    if link != _NO_LINK:
+        os.close(link)

@@ -106,7 +106,10 @@ def _from_log(
         if found.queue_id not in ids or (found.client is None and found.uid is None):
             continue
         sent = Sent(found.queue_id, found.time_us, None, found, None)
-        if found.client is None:
+        if found.before is not None:
+            why = f"queued again by postsuper -r: ask for {found.before}, which it was"
+            yield replace(sent, why=why)
+        elif found.client is None:
             yield replace(sent, why=f"handed in by sendmail(1), by user ID {found.uid}")
         elif (port := found.client[1]) is None:
             yield replace(

@@ -7,6 +7,7 @@ messages has a sender of its own, by which Postfix's log gives the queue id.
 
 from __future__ import annotations
 
+import itertools
 import json
 import pwd
 import re
@@ -271,6 +272,65 @@ def test_without_the_record_the_user_alone_is_told(post: Desk) -> None:
     assert row["why"] == f"handed in by sendmail(1), by user ID {WWW_DATA}"
 
 
+@pytest.mark.parametrize("action", ["HOLD", "REJECT", "DISCARD"])
+def test_whatever_becomes_of_it(post: Desk, action: str) -> None:
+    """A header check takes it out of the usual way: cleanup ends otherwise."""
+    sender = f"{action.lower()}@host.example.net"
+    post.lab.write("/etc/postfix/checks", f"/^Subject: hello/ {action} for a test\n")
+    post.lab.check(["postconf", "-e", "header_checks = regexp:/etc/postfix/checks"])
+    post.lab.check(["postfix", "reload"])
+    try:
+        [sent] = send(post, {sender: ("argv.py", start(post, "argv.py", sender))})
+        check(sent, answer(post, sender))
+        assert f"{action.lower()}: header Subject: hello" in post.postfix.log()
+    finally:
+        post.lab.check(["postconf", "-X", "header_checks"])
+        post.lab.check(["postfix", "reload"])
+
+
+def test_a_message_that_is_queued_again_names_what_it_was(post: Desk) -> None:
+    """By postsuper -r: a new queue id, and pickup has a file of Postfix's own."""
+    sender = "again@host.example.net"
+    post.lab.check(["postconf", "-e", "defer_transports = smtp"])
+    post.lab.check(["postfix", "reload"])
+    try:
+        send(post, {sender: ("argv.py", start(post, "argv.py", sender))})
+        number = queue_id(post, sender)
+        deferred = post.lab.path("/var/spool/postfix/deferred")
+        wait_until(lambda: list(deferred.rglob(number)), "it is deferred")
+        post.lab.check(["postsuper", "-r", number])
+        pattern = rf"pickup\[\d+\]: (\w+): uid=\d+ from=<.*> orig_id={number}"
+        [later] = wait_until(
+            lambda: re.findall(pattern, post.postfix.log()), "its new queue id", 120
+        )
+    finally:
+        post.lab.check(["postconf", "-X", "defer_transports"])
+        post.lab.check(["postfix", "reload"])
+    [row] = post.who_sent(later, "--log", LOG)
+    assert row["why"] == f"queued again by postsuper -r: ask for {number}, which it was"
+    assert answer(post, sender)["handed_in"]["caller"]["args"][1] == "argv.py"
+
+
+def test_the_library_is_replaced_as_an_upgrade_does(post: Desk) -> None:
+    """A new file under its name, then a restart: followed, without one of guardd."""
+    swap = "cp -p $0 $0.dpkg-new && mv $0.dpkg-new $0"
+    post.lab.check(["sh", "-c", swap, "/usr/lib/postfix/libpostfix-global.so"])
+    post.postfix.stop()
+    post.postfix.start()
+    numbers = itertools.count()
+
+    def followed() -> bool:
+        sender = f"u{next(numbers)}@host.example.net"
+        [sent] = send(post, {sender: ("argv.py", start(post, "argv.py", sender))})
+        number = queue_id(post, sender)
+        rows = wait_until(lambda: post.who_sent(number, "--log", LOG), number)
+        if rows[0]["handed_in"]:
+            check(sent, rows[0])
+        return bool(rows[0]["handed_in"])
+
+    wait_until(followed, "a message that is followed")
+
+
 def test_the_answer_for_eyes(post: Desk) -> None:
     sender = "eyes@host.example.net"
     send(post, {sender: ("mail.php", start(post, "mail.php", sender))})
@@ -290,18 +350,21 @@ user, group = pwd.getpwnam(sys.argv[1]), grp.getgrnam(sys.argv[2]).gr_gid
 ctypes.CDLL("/usr/lib/postfix/libpostfix-util.so", ctypes.RTLD_GLOBAL)
 postfix = ctypes.CDLL("/usr/lib/postfix/libpostfix-global.so")
 ctypes.c_char_p.in_dll(postfix, "var_hash_queue_names").value = b""
-enter, timeval = postfix.mail_queue_enter, (ctypes.c_long * 2)()
-enter.restype = ctypes.c_void_p
+postfix.mail_stream_file.restype = ctypes.c_void_p
+def make(queue):
+    made = postfix.mail_stream_file(queue, b"public", b"none", 0o644)
+    postfix.mail_stream_cleanup(ctypes.c_void_p(made))
 os.umask(0); os.mkdir("maildrop"); os.mkdir("incoming")
 here = socket.socket(socket.AF_UNIX); here.bind(f"\\0{os.getpid()}"); here.listen()
 if not os.fork():
     os.setegid(group); os.seteuid(user.pw_uid)
-    assert enter(b"maildrop", 0o644, timeval)
+    make(b"maildrop")
+    held = open("maildrop/" + os.listdir("maildrop")[0])
     there = socket.socket(socket.AF_UNIX); there.connect(f"\\0{os.getppid()}")
     there.recv(1); os._exit(0)
 os.setegid(user.pw_gid); os.seteuid(user.pw_uid)
 peer, _ = here.accept()
-assert enter(b"incoming", 0o644, timeval)
+make(b"incoming")
 print(os.listdir("incoming")[0], flush=True)
 peer.send(b"x"); os.wait()
 """
