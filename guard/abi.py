@@ -448,6 +448,7 @@ LAYOUTS: dict[str, type[c.Structure]] = {
 }
 
 
+@lru_cache(maxsize=4096)
 def pack_address(text: str) -> bytes:
     """Turn an address as text into the contract's 16 bytes.
 
