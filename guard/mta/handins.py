@@ -14,6 +14,7 @@ import os
 import pwd
 import struct
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -38,7 +39,7 @@ LIBRARIES = tuple(
 )
 _FUNCTIONS = ("mail_stream_finish", "mail_stream_cleanup")
 _GROUP = "postdrop"  # postconf(5), setgid_group
-_STATE = struct.Struct("=QII")  # .data.handin: lost, owner, group
+_STATE = struct.Struct("=QIIQ")  # .data.handin: lost, owner, group, asked
 _Which = tuple[int, int]  # device and inode
 _NO_LINK = -1  # of its own
 _AGAIN_SECONDS = 60.0  # after programs that could not be loaded
@@ -158,10 +159,10 @@ class Handins(threading.Thread):
             link = _NO_LINK
         self._links.append((which, link))
         while len(self._links) > _KEPT:
-            _close(self._links.pop(0)[1])
+            _close_link(self._links.pop(0)[1])
 
     def _load(self, probe: bool) -> None:
-        """Load, to be called when the function returns, or else on rename()."""
+        """Load, to be called by functions of the library, or else by rename()."""
         made = libbpf.Object(OBJECT)
         links: list[int] = []
         try:
@@ -171,9 +172,11 @@ class Handins(threading.Thread):
             made.load()
             state = libbpf.Map(os.dup(made.map_fd(".data.handin")))
             owner = pwd.getpwnam(MAIL_OWNER).pw_uid
-            state.put(KEY0, _STATE.pack(0, owner, grp.getgrnam(_GROUP).gr_gid))
+            state.put(KEY0, _STATE.pack(0, owner, grp.getgrnam(_GROUP).gr_gid, 0))
             for name in ("handin_exec", *(() if probe else ("handin_rename",))):
                 links.append(libbpf.attach_traced(made.program(name)))
+            if not probe:
+                _see_asked(state)
             self._ring = RingBuffer(made.map_fd("handins"))
         except KeyError as error:  # no such account
             made.close()
@@ -181,14 +184,14 @@ class Handins(threading.Thread):
             raise KernelError(text, errno.ENOENT) from None
         except KernelError:
             for link in links:
-                _close(link)
+                _close_link(link)
             made.close()
             raise
         self._object, self._always, self._state, self._lost = made, links, state, 0
 
     def _close(self) -> None:
         for link in (*self._always, *(link for _, link in self._links)):
-            _close(link)
+            _close_link(link)
         self._links, self._always, self._state = [], [], None
         if self._ring:
             self._ring.close()
@@ -215,7 +218,7 @@ class Handins(threading.Thread):
         """Tell how many processes behind a message there was no room for."""
         if not self._state:
             return
-        lost, _, _ = _STATE.unpack(self._state.get(KEY0) or bytes(_STATE.size))
+        lost, *_ = _STATE.unpack(self._state.get(KEY0) or bytes(_STATE.size))
         total = lost + self._joiner.forgotten
         if moved := total - self._lost:
             text = f"lost: {moved} (who called sendmail(1): too many at once)"
@@ -224,6 +227,22 @@ class Handins(threading.Thread):
             self._lost = total
 
 
-def _close(link: int) -> None:
+def _close_link(link: int) -> None:
     if link != _NO_LINK:
         os.close(link)
+
+
+def _see_asked(state: libbpf.Map) -> None:
+    """See that a rename() runs our program. Raises KernelError.
+
+    One that is attached is not asked where bpf is not among the security modules.
+    """
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            Path(folder, "a").touch()
+            Path(folder, "a").rename(Path(folder, "b"))
+    except OSError as error:
+        raise KernelError("no folder to try rename() in", error.errno or 0) from None
+    if not _STATE.unpack(state.get(KEY0) or bytes(_STATE.size))[3]:
+        text = "bpf is not in the kernel's list of security modules"
+        raise KernelError(text, errno.EOPNOTSUPP)
