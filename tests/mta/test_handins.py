@@ -6,6 +6,8 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -206,3 +208,33 @@ def test_it_says_whether_it_follows(tmp_path: Path) -> None:
             thread.stop(20)
         assert not thread.is_alive()
     assert told == []
+
+
+FOLLOW = """\
+import time
+from guard.mta.handins import Handins
+from guard.origin import Naming
+thread = Handins(Naming(), print)
+thread.start()
+end = time.monotonic() + 30
+while thread.state.startswith("no Postfix") and time.monotonic() < end:
+    time.sleep(0.01)
+print(thread.state)
+thread.stop(20)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives up capabilities: run as root")
+def test_what_the_unit_may_do_is_enough() -> None:
+    """Followed with its four capabilities, in whatever way the kernel has."""
+    said = {}
+    for held in ("+bpf,+perfmon,+net_admin,+sys_ptrace", "+net_admin,+sys_ptrace"):
+        less = f"-all,{held}"
+        argv = ["setpriv", f"--bounding-set={less}", f"--inh-caps={less}"]
+        done = subprocess.run(
+            [*argv, sys.executable, "-c", FOLLOW], capture_output=True, text=True
+        )
+        said[held] = done.stdout.strip()
+    with_them, without = said.values()
+    assert with_them == "followed", said
+    assert without.startswith("not followed: "), said
