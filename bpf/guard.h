@@ -57,6 +57,7 @@ enum event_kind {
 	EVENT_TAMPER = 3, /* somebody reached for the guard itself, see act */
 	EVENT_KEEPER = 4, /* a process said that it is one of our programs */
 	EVENT_MAKER = 5,  /* only in struct maker, in no ring */
+	EVENT_STARTED = 6, /* a program was started; only in struct handin */
 };
 
 /* What was reached for: struct event.act of EVENT_TAMPER. */

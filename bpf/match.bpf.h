@@ -7,6 +7,7 @@
 #ifndef GUARD_MATCH_H
 #define GUARD_MATCH_H
 
+#include "maps.bpf.h"
 #include "origin.bpf.h"
 
 struct who {

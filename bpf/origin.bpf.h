@@ -11,7 +11,7 @@
 #ifndef GUARD_ORIGIN_H
 #define GUARD_ORIGIN_H
 
-#include "maps.bpf.h"
+#include "kernel.h"
 
 #define PATH_STEPS 64 /* components and mounts of a path, levels of a cgroup */
 

@@ -63,6 +63,7 @@ class EventKind(enum.IntEnum):
     TAMPER = 3
     KEEPER = 4
     MAKER = 5
+    STARTED = 6
 
 
 class Act(enum.IntEnum):

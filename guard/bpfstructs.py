@@ -94,3 +94,22 @@ class TestRun(c.Structure):
         ("cpu", c.c_uint32),
         ("batch_size", c.c_uint32),
     ]
+
+
+class UprobeMulti(c.Structure):
+    """union bpf_attr of BPF_LINK_CREATE for BPF_TRACE_UPROBE_MULTI."""
+
+    _fields_ = [
+        ("prog_fd", c.c_uint32),
+        ("target_fd", c.c_uint32),
+        ("attach_type", c.c_uint32),
+        ("link_flags", c.c_uint32),
+        ("path", c.c_uint64),
+        ("offsets", c.c_uint64),
+        ("ref_ctr_offsets", c.c_uint64),
+        ("cookies", c.c_uint64),
+        ("cnt", c.c_uint32),
+        ("flags", c.c_uint32),
+        ("pid", c.c_uint32),
+        ("pad", c.c_uint32),
+    ]

@@ -15,6 +15,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from systemd import daemon as sd
 
@@ -41,7 +42,9 @@ from guard.force import (
 )
 from guard.hosts import AddressNews, is_own, own_addresses
 from guard.makers import Makers
+from guard.mta.handins import Handins
 from guard.mta.limits import counts_file
+from guard.mta.losses import messages_lost, not_answered
 from guard.mta.policy_service import PolicyService
 from guard.ownerrules import no_programs, not_served, state_file
 from guard.pins import DEFAULT_PIN_DIR
@@ -53,7 +56,7 @@ from guard.service import Service
 from guard.unaided import Unaided
 from guard.watch import Watch, changed_meanwhile
 
-_MAIL_SECONDS = 2.0  # at the end, to take Postfix's socket away
+_MAIL_SECONDS = 2.0  # at the end, to take Postfix's socket away; likewise its probe
 
 
 class Daemon(Service):
@@ -109,8 +112,13 @@ class Daemon(Service):
         if started.policy:
             self._mail.serve(started.policy)
         self._mail.start()
+        self._handins = Handins(self._naming, self._scribe.tell)
+        self._handins.start()
+        self._mail_record: dict[str, Any] = {}
         for notice in (*changed, *started.notices(options.policy)):
             self._scribe.tell(notice)
+        if lost := self._guard.about().get("mail", {}).get("waiting"):
+            self._scribe.tell(messages_lost(int(lost)))
         self.register(self._addresses, self._on_addresses)
         self.register(self._files, self._on_files)
         Before(self._guard, lambda: self._policy, self._scribe.tell).follow()
@@ -202,15 +210,34 @@ class Daemon(Service):
         if self._mail.trouble:
             parts.append(f"Postfix is not answered: {self._mail.trouble}")
         parts += self._mail.doubts
+        if self._handins.trouble:
+            parts.append(f"sendmail(1) is not followed: {self._handins.trouble}")
+        self._record_mail()
         if self._keeper.lacking:
             parts.append(f"no second lock: {self._keeper.why}")
         self.say(parts)
+
+    def _record_mail(self) -> None:
+        """Have status, and the next guardd, know what became of messages."""
+        refused = self._mail.refused
+        if moved := refused - int(self._mail_record.get("refused", 0)):
+            self._scribe.tell(not_answered(moved))
+        mail = {
+            "sendmail": self._handins.state,
+            "refused": refused,
+            "waiting": self._scribe.messages_waiting,
+        }
+        if mail != self._mail_record:
+            self._guard.set_about(mail=mail)
+            self._mail_record = mail
 
     def stop(self) -> None:
         """End; what is in force stays in force."""
         self._guard.set_about(pid=None, pid_ticks=None)
         self._mail.stop(_MAIL_SECONDS)
+        self._handins.stop(_MAIL_SECONDS)
         self.finish("findings stay queued")
+        self._record_mail()
         if self._options.foreground and "links" not in self._watchman.unrepaired:
             mode = self._guard.mode.name.lower()
             sys.stderr.write(

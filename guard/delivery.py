@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from guard.errors import JournalError
-from guard.finding import Finding, Kind, Message
+from guard.finding import Finding, Kind, Message, Notice
 from guard.journal import PREFIX, WRITER, Found, JournalWriter, frame, lines
 from guard.kernel import Guard
 from guard.receipts import Receipts
@@ -273,6 +273,9 @@ def _own_name(found: Found) -> str:
     """
     if isinstance(found, Message):
         return f"{PREFIX}QUEUE_ID={found.queue_id}\n{PREFIX}TIME_US={found.time_us}"
+    if isinstance(found, Notice) and found.kind is Kind.HANDED_IN:
+        maildrop = found.fields["MAILDROP"]
+        return f"{PREFIX}MAILDROP={maildrop}\n{PREFIX}TIME_US={found.time_us}"
     if not isinstance(found, Finding) or not found.connection:
         return ""
     own = f"SEQ={found.seq}"

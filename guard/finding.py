@@ -36,6 +36,7 @@ class Kind(enum.Enum):
     REJECTED = "rejected"
     WOULD_REJECT = "would-reject"
     LIMITED = "limited"
+    HANDED_IN = "handed-in"
 
 
 @dataclass(frozen=True, slots=True)

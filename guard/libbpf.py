@@ -11,20 +11,22 @@ from __future__ import annotations
 import ctypes as c
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from guard.bpfstructs import LinkInfo as LinkInfo
 from guard.bpfstructs import MapInfo as MapInfo
 from guard.bpfstructs import ProgramInfo as ProgramInfo
-from guard.bpfstructs import TestRun
+from guard.bpfstructs import TestRun, UprobeMulti
 from guard.errors import KernelError
 
 BTF_KIND_STRUCT = 4  # include/uapi/linux/btf.h
 BPF_ANY = 0
 BPF_NOEXIST = 1
 _TRACE_ITER = 28  # enum bpf_attach_type, include/uapi/linux/bpf.h
+TRACE_UPROBE_MULTI = 48
+_LINK_CREATE = 28  # enum bpf_cmd
 
 _NO_BPF = (
     "run as root (or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON); "
@@ -70,7 +72,8 @@ _RETURNS: dict[str, Any] = {
 # error's hint instead of on the terminal.
 _said: list[str] = []
 _PRINT_TYPE = c.CFUNCTYPE(c.c_int, c.c_int, c.c_char_p, c.c_void_p)
-_vsnprintf = c.CDLL(None).vsnprintf
+_libc = c.CDLL(None, use_errno=True)
+_vsnprintf = _libc.vsnprintf
 
 
 def _remember(level: int, form: bytes, arguments: int) -> int:
@@ -271,8 +274,11 @@ def attach(program: int, cgroup: int, attach_type: int) -> int:
     )
 
 
-def attach_lsm(program: int) -> int:
-    """Attach an LSM program where its object says; gives the link's descriptor."""
+def attach_traced(program: int) -> int:
+    """Attach a program of the LSM, or of a tracepoint by BTF, where its object says.
+
+    Gives the link's descriptor; without a pin the attachment ends with it.
+    """
     return _check(_lib.bpf_raw_tracepoint_open(None, program), "cannot attach it")
 
 
@@ -302,6 +308,28 @@ def detach(link: int) -> None:
     Removing its pin ends it, too, but some time later.
     """
     _check(_lib.bpf_link_detach(link), "cannot detach a program")
+
+
+def follow(program: int, path: Path, offsets: Sequence[int]) -> int:
+    """Run a program whenever some functions of a file are called, in any process.
+
+    offsets (bytes) are where they begin in the file. The program was loaded for
+    TRACE_UPROBE_MULTI, Linux 6.6. Gives the link's descriptor; the attachment ends
+    with it. libbpf 1.1 does not know this kind of link.
+    """
+    name = c.create_string_buffer(os.fsencode(path))
+    begin = (c.c_uint64 * len(offsets))(*offsets)
+    asked = UprobeMulti(
+        prog_fd=program,
+        attach_type=TRACE_UPROBE_MULTI,
+        path=c.addressof(name),
+        offsets=c.addressof(begin),
+        cnt=len(offsets),
+    )
+    number = 321 if os.uname().machine == "x86_64" else 280  # asm/unistd.h
+    link = _libc.syscall(number, _LINK_CREATE, c.byref(asked), c.sizeof(asked))
+    error = c.get_errno() if link < 0 else 0
+    return _check(-error or link, f"cannot follow functions of {path}")
 
 
 class Object:
@@ -358,13 +386,33 @@ class Object:
         """Make the maps, fit the programs to this kernel and load them."""
         _check(_lib.bpf_object__load(self._pointer), f"cannot load {self.path}")
 
+    def _program(self, name: str) -> c.c_void_p:
+        found = _lib.bpf_object__find_program_by_name(self._pointer, name.encode())
+        return c.c_void_p(_pointer(found, f"{self.path} has no program {name}"))
+
     def program(self, name: str) -> int:
         """Give a loaded program's file descriptor, owned by the object."""
-        found = _pointer(
-            _lib.bpf_object__find_program_by_name(self._pointer, name.encode()),
-            f"{self.path} has no program {name}",
+        return _check(_lib.bpf_program__fd(self._program(name)), f"{name} not loaded")
+
+    def map_fd(self, name: str) -> int:
+        """Give a loaded map's file descriptor, owned by the object."""
+        return _check(_lib.bpf_map__fd(self._map(name)), f"{name} is not loaded")
+
+    def leave_out(self, name: str) -> None:
+        """Have load() not load a program."""
+        _check(
+            _lib.bpf_program__set_autoload(self._program(name), c.c_bool(False)),
+            f"cannot leave out {name}",
         )
-        return _check(_lib.bpf_program__fd(c.c_void_p(found)), f"{name} is not loaded")
+
+    def expect(self, name: str, attach_type: int) -> None:
+        """Have load() say what a program will be attached to."""
+        _check(
+            _lib.bpf_program__set_expected_attach_type(
+                self._program(name), c.c_uint32(attach_type)
+            ),
+            f"cannot prepare {name}",
+        )
 
     def layouts(self) -> dict[str, tuple[int, dict[str, int]]]:
         """Give size and field offsets (bytes) of every struct in the BTF."""

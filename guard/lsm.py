@@ -140,7 +140,7 @@ def _load(guard: Guard, cgroup: Path) -> None:
         state = struct.pack("=QQ", os.stat(cgroup).st_ino, 0)
         _own_map(guard, "lsm").put(tables.KEY0, state)
         for hook in HOOKS:
-            link = libbpf.attach_lsm(obj.program(hook))
+            link = libbpf.attach_traced(obj.program(hook))
             try:
                 pin_anew(link, _link(guard, hook))
             finally:

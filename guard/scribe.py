@@ -53,7 +53,10 @@ class Clerk(threading.Thread):
         self._delivery = Delivery(record or Forgetful(), self._say)
         self._notices: queue.SimpleQueue[Found] = queue.SimpleQueue()
         self._stopping = threading.Event()
-        self._dropped = 0  # told, but too many waited already
+        # by whoever tells, and by us; findings, and messages among them
+        self._counting = threading.Lock()
+        self._dropped = [0, 0]  # told, but too many waited already
+        self._waiting = 0  # messages that journald has yet to take
         self._trouble = ""  # with the guard
 
     @property
@@ -71,10 +74,19 @@ class Clerk(threading.Thread):
 
         While journald takes nothing, so many wait and no more; the rest is counted.
         """
-        if self._notices.qsize() >= _MOST_WAITING:
-            self._dropped += 1
-        else:
+        mail = _messages(found)
+        with self._counting:
+            if self._notices.qsize() >= _MOST_WAITING:
+                self._dropped[0] += 1
+                self._dropped[1] += mail
+                return
+            self._waiting += mail
             self._notices.put(found)
+
+    @property
+    def messages_waiting(self) -> int:
+        """How many messages would be lost if this process were killed now."""
+        return self._waiting + self._dropped[1]
 
     def stop(self, seconds: float) -> bool:
         """Finish what is there, for at most so long; False: journald hangs."""
@@ -86,7 +98,7 @@ class Clerk(threading.Thread):
         """Thread body."""
         while not self._stopping.is_set():
             with contextlib.suppress(queue.Empty):
-                self._write(self._notices.get(timeout=_POLL_MS / 1000))
+                self._write_notice(self._notices.get(timeout=_POLL_MS / 1000))
             self._write_notices()
             self._delivery.confirm()
         self._finish()
@@ -98,12 +110,22 @@ class Clerk(threading.Thread):
 
     def _write_notices(self) -> None:
         while not self._notices.empty():
-            self._write(self._notices.get())
-        if dropped := self._dropped:
+            self._write_notice(self._notices.get())
+        with self._counting:
+            dropped, messages = self._dropped
+        if dropped:
             text = f"lost: {dropped} (findings beyond {_MOST_WAITING} that waited for"
-            now_us, fields = time.time_ns() // 1000, {"DROPPED": str(dropped)}
-            self._write(Notice(Kind.LOST, now_us, f"{text} journald)", 3, fields))
-            self._dropped -= dropped
+            text += f" journald), {messages} of them of messages"
+            fields = {"DROPPED": str(dropped), "LOST_MESSAGES": str(messages)}
+            self._write(Notice(Kind.LOST, time.time_ns() // 1000, text, 3, fields))
+            with self._counting:
+                self._dropped[0] -= dropped
+                self._dropped[1] -= messages
+
+    def _write_notice(self, found: Found) -> None:
+        self._write(found)
+        with self._counting:
+            self._waiting -= _messages(found)
 
     def _write(self, found: Found) -> None:
         """Write, however long it takes; never raises: that would end the thread,
@@ -211,6 +233,13 @@ class Scribe(Clerk):
         self._write(
             Notice(Kind.LOST, time.time_ns() // 1000, str(error), 3, {"TORN": "1"})
         )
+
+
+def _messages(found: Found) -> int:
+    """Give how many messages of mail are lost with a finding: no ring has those."""
+    if isinstance(found, Notice) and found.kind is Kind.LOST:
+        return int(found.fields.get("LOST_MESSAGES", 0))
+    return int(found.kind in (Kind.MESSAGE, Kind.HANDED_IN))
 
 
 def _loss_notice(news: dict[Counter, int], totals: dict[Counter, int]) -> Notice:

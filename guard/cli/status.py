@@ -114,6 +114,7 @@ def _state(guard: Guard) -> dict[str, Any]:
         "uptime_s": _since(about.get("loaded")),
         "version": about.get("version"),
         "before": about.get("before"),
+        "mail": about.get("mail") if pid else None,
         "guardd": {
             "pid": pid,
             "uptime_s": _since(about.get("started")) if pid else None,
@@ -136,6 +137,15 @@ def _before(open: int, denied: int, due_ns: int | None = None) -> str:
         return text
     seconds = due_ns / 1e9 - time.clock_gettime(time.CLOCK_BOOTTIME)
     return f"{text}: to end in {max(0, seconds):.0f} s, if guardd runs"
+
+
+def _mail(mail: dict[str, Any]) -> str:
+    text = f"sendmail(1): {mail.get('sendmail')}"
+    if refused := mail.get("refused"):
+        text += f"; {refused} connections of Postfix refused: too many at once"
+    if waiting := mail.get("waiting"):
+        text += f"; {waiting} messages wait for journald"
+    return text
 
 
 def _since(start: float | None) -> float | None:
@@ -169,6 +179,8 @@ def _show(state: dict[str, Any]) -> None:
         _line("guardd", f"pid {guardd['pid']}, up {_ago(guardd['uptime_s'])}")
     else:
         _line("guardd", "not running: findings wait in the kernel")
+    if state["mail"]:
+        _line("mail", _mail(state["mail"]))
     _line(
         "judged",
         f"{counters['judged']}: {counters['denied']} denied,"

@@ -12,6 +12,7 @@ import click
 from guard.cli import complete, options
 from guard.cli.output import iso_time, mail_row, row, valid
 from guard.finding import REASONS, Finding, Kind
+from guard.mta.handin import Caller, HandedIn
 from guard.mta.maillog import files, journalled
 from guard.mta.origintoken import TOKEN_KEYS, check_token, read_keys
 from guard.mta.senders import Sent, by_token, senders
@@ -123,6 +124,8 @@ def _times(wanted: Filter) -> tuple[int, int]:
 
 
 def _how(sent: Sent) -> str | None:
+    if sent.handed_in:
+        return "seen at sendmail(1)"
     if sent.origin is None:
         return None
     return "joined by port and time" if sent.joined else "told by the mail server"
@@ -136,6 +139,8 @@ def _row(sent: Sent) -> dict[str, Any]:
         "how": _how(sent),
         "why": sent.why or None,
         "origin": row(sent.origin) if sent.origin else None,
+        "one_of": [row(found) for found in sent.one_of],
+        "handed_in": _handed_in_row(sent.handed_in) if sent.handed_in else None,
     }
     message = mail_row(sent.message) if sent.message else {}
     for name in ("sender", "recipients", "size", "sasl_user", "sasl_method", "helo"):
@@ -149,7 +154,30 @@ def _row(sent: Sent) -> dict[str, Any]:
         made["sender"] = None if logged.sender is None else valid(logged.sender)
         made["sasl_user"] = valid(logged.sasl_user)
         made["uid"] = logged.uid
+    if sent.handed_in:
+        made["uid"] = sent.handed_in.uid
     return made
+
+
+def _handed_in_row(found: HandedIn) -> dict[str, Any]:
+    return {
+        "maildrop": valid(found.maildrop),
+        "caller": _caller_row(found.caller),
+        "chain": [_caller_row(one) for one in found.chain],
+    }
+
+
+def _caller_row(caller: Caller) -> dict[str, Any]:
+    return {
+        "pid": caller.pid,
+        "uid": caller.uid,
+        "comm": valid(caller.comm),
+        "exe": None if caller.exe is None else valid(caller.exe),
+        "args": [valid(arg) for arg in caller.args],
+        "cwd": None if caller.cwd is None else valid(caller.cwd),
+        "unit": None if caller.unit is None else valid(caller.unit),
+        "known": caller.known or None,
+    }
 
 
 def _block(sent: Sent) -> str:
@@ -158,8 +186,13 @@ def _block(sent: Sent) -> str:
     if sent.origin:
         lines += [f"  {name:<9} {text}" for name, text in _who(sent.origin)]
         lines.append(f"  known     {_how(sent)}")
+    elif sent.handed_in:
+        lines += [f"  {name:<9} {text}" for name, text in _handed(sent.handed_in)]
+        lines.append(f"  known     {_how(sent)}, file {sent.handed_in.maildrop}")
     else:
         lines.append(f"  unknown   {sent.why}")
+        for found in sent.one_of:
+            lines += [f"  one of    {name}: {text}" for name, text in _who(found)]
     return "\n".join(map(printable, lines))
 
 
@@ -180,6 +213,24 @@ def _mail(sent: Sent) -> list[str]:
         lines.append(f"  {message.answer:<9} {word}{why}".rstrip())
     if message.client and not message.origin:
         lines.append(f"  client    {address(message.client)}")
+    return lines
+
+
+def _handed(found: HandedIn) -> list[tuple[str, str]]:
+    by = found.caller
+    lines = [
+        ("process", f"pid {by.pid} ({by.comm}), uid {by.uid}"),
+        ("program", by.exe or "not known"),
+        ("arguments", " ".join(by.args)),
+        ("folder", by.cwd or "not known"),
+        ("unit", by.unit or "not known"),
+    ]
+    for one in found.chain:
+        if one is not by:
+            what = " ".join(one.args) or one.exe or "ended before it was looked at"
+            lines.append(
+                ("chain", f"pid {one.pid} ({one.comm}), uid {one.uid}: {what}")
+            )
     return lines
 
 

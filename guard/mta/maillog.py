@@ -47,6 +47,7 @@ class Logged:
     uid: int | None = None  # of whoever handed it to sendmail(1)
     sender: str | None = None
     sasl_user: str = ""
+    before: str | None = None  # its queue id before `postsuper -r` queued it again
 
 
 Log = Callable[[], Iterator[LogLine]]
@@ -56,7 +57,10 @@ _CLIENT = re.compile(
 )
 _SASL = re.compile(r"(?:^|, )sasl_username=([^,]*)")
 _CLEANUP = re.compile(r"([0-9A-Za-z]+): (?:resent-)?message-id=(.*)", re.DOTALL)
-_PICKUP = re.compile(r"([0-9A-Za-z]+): uid=([0-9]{1,10}) from=<(.*)>", re.DOTALL)
+_PICKUP = re.compile(
+    r"([0-9A-Za-z]+): uid=([0-9]{1,10}) from=<(.*)>(?: orig_id=([0-9A-Za-z]+))?",
+    re.DOTALL,
+)
 # Exim's specification, "Log files": id, <=, sender, then X=value in any order.
 _EXIM = re.compile(
     r"(?:\[[0-9]+\] )?([0-9A-Za-z]{6}-[0-9A-Za-z]{6,11}-[0-9A-Za-z]{2,4}) <= (\S+)(.*)",
@@ -82,7 +86,13 @@ def parse_line(line: LogLine) -> Logged | None:
     if part == "cleanup" and (found := _CLEANUP.fullmatch(line.text)):
         return Logged(found[1], line.time_us, message_id=found[2].strip("<>"))
     if part == "pickup" and (found := _PICKUP.fullmatch(line.text)):
-        return Logged(found[1], line.time_us, uid=int(found[2]), sender=found[3])
+        return Logged(
+            found[1],
+            line.time_us,
+            uid=int(found[2]),
+            sender=found[3],
+            before=found[4],
+        )
     return None
 
 

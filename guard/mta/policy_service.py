@@ -79,6 +79,7 @@ class PolicyService(threading.Thread):
         self._words: dict[int, bytes] = {}  # theirs, of a request to be finished
         self._stopping = threading.Event()
         self._trouble = ""
+        self.refused = 0  # clients beyond _MOST_CLIENTS at once
 
     def serve(self, policy: Policy) -> None:
         """Answer by this policy, and at its socket from a second on; None: at none."""
@@ -173,6 +174,7 @@ class PolicyService(threading.Thread):
             return
         if len(self._clients) >= _MOST_CLIENTS:
             client.close()  # Postfix does its default_action
+            self.refused += 1
             return
         self._clients[client.fileno()] = client
         self._poll.register(client, select.EPOLLIN)

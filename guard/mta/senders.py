@@ -7,7 +7,9 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from guard.finding import UNKNOWN, Finding, Kind, Message
+from guard.errors import JournalError
+from guard.finding import UNKNOWN, Finding, Kind, Message, Notice
+from guard.mta.handin import HandedIn, handed_in
 from guard.mta.maillog import Log, Logged, parse_line
 from guard.query import Filter, Journal, connections
 from guard.query.connections import Torn
@@ -24,6 +26,7 @@ _AFTER_END_US = 600 * _SECOND
 # guardd dates a connect() by the clock as it is when the event is read, the log by the
 # clock of the moment; a step of the clock in between must not part the two.
 _STEP_US = 5 * _SECOND
+_ONE_OF = "several connections of this port were there at that time"
 _NEVER = ("denied", "refused", "timed-out", "failed", "not-sent")
 
 
@@ -38,6 +41,8 @@ class Sent:
     origin: Finding | None
     joined: bool = False  # by port and time: nobody said so
     why: str = ""  # there is no origin
+    handed_in: HandedIn | None = None  # to sendmail(1), and by whom
+    one_of: tuple[Finding, ...] = ()  # what it can have come by, newest first
 
 
 def senders(
@@ -51,11 +56,11 @@ def senders(
     ids = [what] if QUEUE_ID.fullmatch(what) else list(_queue_ids(name, log, wanted))
     unknown = []
     for queue_id in ids:
-        told = [
-            _told(found, journal, torn)
-            for found in messages(journal, queue_id, wanted, torn)
-        ]
-        yield from told
+        told = False
+        for found in messages(journal, queue_id, wanted, torn):
+            if sent := _told(found, journal, torn):
+                told = True
+                yield sent
         if not told:
             unknown.append(queue_id)
     if unknown:
@@ -82,17 +87,25 @@ def by_token(
 ) -> Iterator[Sent]:
     """Give the message that has this token in its header. Raises JournalError."""
     for found in of_token(journal, token, wanted, torn):
-        yield _told(found, journal, torn)
+        if sent := _told(found, journal, torn):
+            yield sent
 
 
-def _told(found: Message, journal: Journal, torn: Torn) -> Sent:
+def _told(found: Message | Notice, journal: Journal, torn: Torn) -> Sent | None:
+    if isinstance(found, Notice):
+        try:
+            handed = handed_in(found)
+        except JournalError as error:
+            torn(error)
+            return None
+        return Sent(handed.queue_id, handed.time_us, None, None, None, handed_in=handed)
     sent = Sent(found.queue_id, found.time_us, found, None, found.origin)
     if found.origin:
         return sent
-    joined = found.client and join(found.client, found.time_us, journal, torn)
-    if joined:
-        return replace(sent, origin=joined, joined=True)
-    return replace(sent, why=UNKNOWN[found.unknown])
+    near: tuple[Finding, ...] = ()
+    if found.client:
+        near = join(found.client, found.time_us, journal, torn, server=found.server)
+    return _joined(sent, near, UNKNOWN[found.unknown])
 
 
 def _from_log(
@@ -102,7 +115,10 @@ def _from_log(
         if found.queue_id not in ids or (found.client is None and found.uid is None):
             continue
         sent = Sent(found.queue_id, found.time_us, None, found, None)
-        if found.client is None:
+        if found.before is not None:
+            why = f"queued again by postsuper -r: ask for {found.before}, which it was"
+            yield replace(sent, why=why)
+        elif found.client is None:
             yield replace(sent, why=f"handed in by sendmail(1), by user ID {found.uid}")
         elif (port := found.client[1]) is None:
             yield replace(
@@ -113,18 +129,23 @@ def _from_log(
         else:
             # a log's second is the one it began in
             client = found.client[0], port
-            origin = join(client, found.time_us, journal, torn, _SECOND)
-            why = "" if origin else UNKNOWN["no-connection"]
-            yield replace(sent, origin=origin, joined=bool(origin), why=why)
+            near = join(client, found.time_us, journal, torn, _SECOND)
+            yield _joined(sent, near, UNKNOWN["no-connection"])
 
 
 def join(
-    client: tuple[str, int], at_us: int, journal: Journal, torn: Torn, span_us: int = 0
-) -> Finding | None:
-    """Find the connection from this port that was there at that time, or nearest to it.
+    client: tuple[str, int],
+    at_us: int,
+    journal: Journal,
+    torn: Torn,
+    span_us: int = 0,
+    server: tuple[str, int] | None = None,
+) -> tuple[Finding, ...]:
+    """Find the connection from this end that was there at that time, or nearest to it.
 
-    The time (CLOCK_REALTIME) is at_us or up to span_us later. None: the journal has
-    none, or only such as had long ended.
+    The time (CLOCK_REALTIME) is at_us or up to span_us later; server is the other end,
+    where that is known. (): the journal has none, or only such as had long ended.
+    Several: each was there at that time, and nothing tells which it was.
     """
     until_us = at_us + span_us
     wanted = Filter(
@@ -132,17 +153,40 @@ def join(
         until_us=until_us + _STEP_US,
         from_ports=(client[1],),
     )
-    nearest, distance = None, _AFTER_END_US + 1
+    near: list[Finding] = []
+    distance = _AFTER_END_US + 1
+    begun: set[tuple[object, ...]] = set()
     for found in connections(journal, wanted, torn, newest_first=True):
-        if found.src != client or found.kind is Kind.SUMMARY:
-            continue
-        if found.outcome in _NEVER:
+        to = found.via or found.dst
+        if found.src != client or not _may_be(found) or server not in (None, to):
             continue
         lasted_us = found.duration_us
+        ends = to, found.netns
+        # the same ends again: this one is over, though its end is not in the journal
+        if lasted_us is None and ends in begun:
+            continue
+        if found.time_us <= at_us:
+            begun.add(ends)
         end_us = until_us if lasted_us is None else found.time_us + lasted_us
         away = max(found.time_us - until_us, at_us - end_us, 0)
         if away < distance:
-            nearest, distance = found, away
-        if not away:
-            break
-    return nearest
+            near, distance = [found], away
+        elif not away:
+            near.append(found)
+    return tuple(near)
+
+
+def _may_be(found: Finding) -> bool:
+    """Tell whether a finding is of a connection that the mail server here took."""
+    if found.kind is Kind.SUMMARY or found.outcome in _NEVER:
+        return False
+    return found.direction == "local" or found.via is not None
+
+
+def _joined(sent: Sent, near: tuple[Finding, ...], why: str) -> Sent:
+    """Say who sent it, if all that it can have been are connections of one process."""
+    if not near:
+        return replace(sent, why=why)
+    if len({(found.pid, found.start_us) for found in near}) == 1:
+        return replace(sent, origin=near[-1], joined=True)
+    return replace(sent, one_of=near, why=_ONE_OF)

@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from guard.errors import JournalError
-from guard.finding import MAIL, Finding, Kind, Message
+from guard.finding import MAIL, Finding, Kind, Message, Notice
 from guard.journal import read
 from guard.query.connections import Torn
 from guard.query.entries import LATE_US, Journal
@@ -17,25 +17,30 @@ _TAKEN = tuple(
     f"SMTPGUARD_KIND={kind.value}" for kind in (Kind.MESSAGE, Kind.WOULD_REJECT)
 )
 _MAIL = tuple(f"SMTPGUARD_KIND={kind.value}" for kind in MAIL)  # any of them
+_HANDED_IN = f"SMTPGUARD_KIND={Kind.HANDED_IN.value}"
+_NO_LOGIN = "SMTPGUARD_REASON=no-login"
 
 
 def messages(
     journal: Journal, queue_id: str, wanted: Filter, torn: Torn
-) -> Iterator[Message]:
+) -> Iterator[Message | Notice]:
     """Give the messages of a queue id, oldest first: one may be used again.
 
-    Those that were refused, too: Postfix's log has their queue ids.
-    Of wanted only the times count. torn is told of entries that cannot be read.
-    Raises JournalError.
+    Those that were refused, too: Postfix's log has their queue ids. A Notice (of
+    Kind.HANDED_IN) is one that sendmail(1) was given. Of wanted only the times
+    count. torn is told of entries that cannot be read. Raises JournalError.
     """
-    return _matching(journal, f"SMTPGUARD_QUEUE_ID={queue_id}", wanted, torn)
+    match = f"SMTPGUARD_QUEUE_ID={queue_id}"
+    return _matching(journal, (*_MAIL, _HANDED_IN, match), wanted, torn)
 
 
 def of_token(
     journal: Journal, token: str, wanted: Filter, torn: Torn
 ) -> Iterator[Message]:
     """Give the message that has this token in its header, likewise."""
-    return _matching(journal, f"SMTPGUARD_TOKEN={token}", wanted, torn)
+    for found in _matching(journal, (*_MAIL, f"SMTPGUARD_TOKEN={token}"), wanted, torn):
+        if isinstance(found, Message):
+            yield found
 
 
 def not_logged_in(journal: Journal, wanted: Filter, torn: Torn) -> Iterator[Finding]:
@@ -45,8 +50,8 @@ def not_logged_in(journal: Journal, wanted: Filter, torn: Torn) -> Iterator[Find
     wanted count the times and what a connection has. Raises JournalError.
     """
     accept = wanted.accepts()
-    for found in _matching(journal, "SMTPGUARD_REASON=no-login", wanted, torn):
-        if found.origin is None:
+    for found in _matching(journal, (*_MAIL, _NO_LOGIN), wanted, torn):
+        if not isinstance(found, Message) or found.origin is None:
             continue
         mode = "observe" if found.kind is Kind.WOULD_REJECT else "enforce"
         origin = replace(found.origin, time_us=found.time_us, mode=mode)
@@ -55,10 +60,10 @@ def not_logged_in(journal: Journal, wanted: Filter, torn: Torn) -> Iterator[Find
 
 
 def _matching(
-    journal: Journal, match: str, wanted: Filter, torn: Torn
-) -> Iterator[Message]:
+    journal: Journal, matches: Sequence[str], wanted: Filter, torn: Torn
+) -> Iterator[Message | Notice]:
+    """Give what matches; one field several times is any of its values."""
     until = min(wanted.until_us + LATE_US, (1 << 63) - 1)
-    matches = [*_MAIL, match]
     for entry in journal.forward(matches, wanted.since_us, until):
         try:
             found = read(entry)
@@ -66,7 +71,7 @@ def _matching(
             torn(error)
             continue
         in_time = wanted.since_us <= found.time_us <= wanted.until_us
-        if in_time and isinstance(found, Message):
+        if in_time and not isinstance(found, Finding):
             yield found
 
 

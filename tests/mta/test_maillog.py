@@ -46,6 +46,17 @@ NOW_US = 1_795_564_800_000_000  # 2026-11-25 00:00 UTC
             Logged("8045F2AB23", 5, uid=33, sender="www-data"),
         ),
         (
+            "postfix/pickup",
+            "8045F2AB23: uid=105 from=<a@b.example> orig_id=4jZ0BV37cFz1f",
+            Logged(
+                "8045F2AB23",
+                5,
+                uid=105,
+                sender="a@b.example",
+                before="4jZ0BV37cFz1f",
+            ),
+        ),
+        (
             "exim",
             "1vNQ2k-000000-A7 <= a@b.example H=(c.example) [127.0.0.1]:37634 P=esmtpa"
             " A=plain:app S=345 id=1@shop.example",
