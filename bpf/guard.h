@@ -16,7 +16,7 @@
 #ifndef GUARD_H
 #define GUARD_H
 
-#define GUARD_ABI 3
+#define GUARD_ABI 4
 
 #define MAX_ROWS 512  /* rule rows a policy may need; a rule takes one a unit */
 #define MASK_WORDS 8  /* MAX_ROWS / 64 */
@@ -105,6 +105,7 @@ enum event_flag {
 	FLAG_FOREIGN_MOUNTS = 1 << 13, /* a path was made up by a user */
 	FLAG_LSM = 1 << 14,	       /* denied by the lock in the LSM */
 	FLAG_MANY = 1 << 15, /* a sum over destinations: dst is the first */
+	FLAG_CWD_GONE = 1 << 16, /* its folder has been removed */
 };
 
 enum dimension {

@@ -142,6 +142,8 @@ static __noinline int put_cwd(struct event *ev, struct fs_struct *fs)
 {
 	if (!put_path(ev, &ev->cwd_len, CWD_LEN, &fs->pwd))
 		ev->flags |= FLAG_CWD_CUT;
+	if (!BPF_CORE_READ(fs, pwd.dentry, d_inode, i_nlink))
+		ev->flags |= FLAG_CWD_GONE;
 	return 0;
 }
 

@@ -13,7 +13,7 @@ import enum
 import ipaddress
 from functools import lru_cache
 
-ABI = 3
+ABI = 4
 MAX_ROWS = 512
 MASK_WORDS = 8
 UNIT_DEPTH = 12
@@ -111,6 +111,7 @@ class Flag(enum.IntFlag):
     FOREIGN_MOUNTS = 1 << 13
     LSM = 1 << 14
     MANY = 1 << 15
+    CWD_GONE = 1 << 16
 
 
 class Dimension(enum.IntEnum):

@@ -115,6 +115,9 @@ _COLUMNS: tuple[tuple[str, str, Callable[[Any], Any]], ...] = (
     ("exe_inode", "SMTPGUARD_EXE_INODE", _count),
     ("exe_nlink", "SMTPGUARD_EXE_NLINK", _count),
     ("cwd", "SMTPGUARD_CWD", _word),
+    ("script", "SMTPGUARD_SCRIPT", _word),
+    ("script_from", "SMTPGUARD_SCRIPT_FROM", _word),
+    ("pool", "SMTPGUARD_POOL", _word),
     ("unit", "SMTPGUARD_UNIT", _word),
     ("container", "SMTPGUARD_CONTAINER", _word),
     ("cgroup", "SMTPGUARD_CGROUP", _word),
@@ -129,7 +132,16 @@ _COLUMNS: tuple[tuple[str, str, Callable[[Any], Any]], ...] = (
 # Those of which Finding says that None means not known: the field is absent.
 _MAY_MISS = frozenset(
     ("rule", "ppid", "user", "group", "loginuid", "session", "exe", "unit")
-    + ("container", "error", "duration_us", "lock", "destinations")
+    + (
+        "script",
+        "script_from",
+        "pool",
+        "container",
+        "error",
+        "duration_us",
+        "lock",
+        "destinations",
+    )
 )
 _REQUIRED = tuple((a, f, how) for a, f, how in _COLUMNS if a not in _MAY_MISS)
 _OPTIONAL = tuple((a, f, how) for a, f, how in _COLUMNS if a in _MAY_MISS)

@@ -16,6 +16,7 @@ from guard.abi import NO_RULE, UNSET, Direction, EventKind, Flag, Mode, Outcome,
 from guard.event import Ancestor, Event
 from guard.finding import Finding, Kind, Process
 from guard.ring import Repeats
+from guard.script import script_of
 
 # Names are asked again after so long, for accounts that come and go.
 _NAMES_SECONDS = 60.0
@@ -158,6 +159,9 @@ class Naming:
         flags = event.flags
         device = event.exe_device
         ended = event.ended_ns
+        unit = unit_of(event.cgroup)
+        incomplete = _incomplete(flags) if flags else ()
+        script = script_of(event.exe or None, event.args, event.cwd, unit, incomplete)
         return Finding(
             kind=kind,
             time_us=(event.time_ns + to_real) // 1000,
@@ -187,7 +191,7 @@ class Naming:
             exe_nlink=event.exe_nlink,
             args=event.args,
             cwd=event.cwd,
-            unit=unit_of(event.cgroup),
+            unit=unit,
             container=container_of(event.cgroup),
             cgroup=event.cgroup,
             netns=event.netns,
@@ -201,7 +205,10 @@ class Naming:
             duration_us=max(ended - event.time_ns, 0) // 1000 if ended else None,
             count=repeats.folded if repeats else 1,
             last_us=(repeats.last_ns + to_real) // 1000 if repeats else 0,
-            incomplete=_incomplete(flags) if flags else (),
+            incomplete=incomplete,
+            script=script.path,
+            script_from=script.known_from,
+            pool=script.pool,
             lock="lsm" if flags & Flag.LSM else None,
             destinations="many" if flags & Flag.MANY else None,
         )

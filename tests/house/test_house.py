@@ -38,6 +38,7 @@ STAGES = [
     "ring",
     "makers",
     "finding",
+    "script",
     "origin",
     "sockholders",
     "procfs",
