@@ -26,7 +26,7 @@ class BuildWithObject(build_py):
             return
         subprocess.run(["make", "--silent", "object"], check=True)
         package = Path(self.build_lib, "guard")
-        for name in ("guard.bpf.o", "lsm.bpf.o", "holders.bpf.o"):
+        for name in ("guard.bpf.o", "lsm.bpf.o", "holders.bpf.o", "php.bpf.o"):
             shutil.copy2(Path("guard", name), package)
         shutil.copytree("policies", package / "policies", dirs_exist_ok=True)
 

@@ -103,7 +103,7 @@ struct {
 	__type(value, u64);
 } counters SEC(".maps");
 
-/* A row is 3.2 KB, made only for a connection that is open: 52 MB when full. */
+/* A row is 3.8 KB, made only for a connection that is open: 62 MB when full. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 16384);
@@ -115,7 +115,7 @@ struct {
 /*
  * Likewise of the last local connections that have ended. A client may send all of
  * a mail, quit and close before the mail server has read the first of it, so who
- * asks by address and port may come late. 6.6 MB, taken when it is loaded.
+ * asks by address and port may come late. 7.8 MB, taken when it is loaded.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
@@ -136,7 +136,7 @@ struct {
 } attempts SEC(".maps");
 
 /*
- * A row for each that tried too often; 3.2 KB, two windows at most. Room for two
+ * A row for each that tried too often; 3.8 KB, two windows at most. Room for two
  * windows of 8,000: what has no row makes events, which keep guardd from emptying
  * this in time, a storm that feeds itself.
  */
@@ -150,7 +150,7 @@ struct {
 
 /*
  * Who made a socket that needs no connect(), by its cookie: those that are open, and
- * the last that were closed. A row is 3.2 KB and stands for a socket: most hosts
+ * the last that were closed. A row is 3.8 KB and stands for a socket: most hosts
  * have none or two.
  */
 #define CLOSED_KEPT 256
@@ -168,6 +168,25 @@ struct {
 	u64 cookie[CLOSED_KEPT]; /* of the last of them: number % CLOSED_KEPT */
 	struct maker blank;	 /* what a row begins as; never written */
 } closed SEC(".data.closed");
+
+/* A request that PHP is at, written by bpf/php.bpf.c. */
+struct request {
+	u64 start_ns; /* of its process */
+	u64 since_ns; /* when it began; 0: it is being written */
+	u64 exec_id;  /* another program since: not its own request any more */
+	u32 flags;    /* of enum event_flag */
+	u32 len;
+	char text[REQUEST_LEN];
+};
+
+/* By thread: tgid << 32 | pid. A row is 0.6 KB, and there while a request is. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 16384);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, u64);
+	__type(value, struct request);
+} requests SEC(".maps");
 
 /* Whether a connection's EVENT_CONNECT went out. */
 enum report {

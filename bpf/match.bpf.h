@@ -7,7 +7,7 @@
 #ifndef GUARD_MATCH_H
 #define GUARD_MATCH_H
 
-#include "origin.bpf.h"
+#include "request.bpf.h"
 
 struct who {
 	u32 uid;

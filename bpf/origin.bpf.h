@@ -36,7 +36,8 @@ static __always_inline struct kernfs_node *kernfs_parent(struct kernfs_node *kn)
  */
 static __always_inline u32 text_used(const volatile struct event *ev)
 {
-	return ev->exe_len + ev->cwd_len + ev->cgroup_len + ev->args_len;
+	return ev->exe_len + ev->cwd_len + ev->cgroup_len + ev->args_len +
+	       ev->request_len;
 }
 
 /* Append one component to the text that *len measures; 0: it does not fit. */

@@ -47,6 +47,7 @@ from guard.pins import DEFAULT_PIN_DIR
 from guard.policy import DEFAULT_FILE, Policy, load, refresh
 from guard.preexisting import Before
 from guard.privileges import SERVICE, missing
+from guard.requests import Requests
 from guard.scribe import Scribe
 from guard.service import Service
 from guard.unaided import Unaided
@@ -106,6 +107,8 @@ class Daemon(Service):
         self.register(self._addresses, self._on_addresses)
         self.register(self._files, self._on_files)
         Before(self._guard, lambda: self._policy, self._scribe.tell).follow()
+        self._requests = Requests(self._guard)
+        self._requests.follow()
 
     def _on_addresses(self) -> None:
         self._addresses.drain()
@@ -191,6 +194,8 @@ class Daemon(Service):
             parts.append("new policy refused, the old one is in force")
         if self._mail.trouble:
             parts.append(f"Postfix is not answered: {self._mail.trouble}")
+        if self._requests.trouble:
+            parts.append(f"requests of PHP are not told: {self._requests.trouble}")
         if self._keeper.lacking:
             parts.append(f"no second lock: {self._keeper.why}")
         self.say(parts)

@@ -118,6 +118,8 @@ _COLUMNS: tuple[tuple[str, str, Callable[[Any], Any]], ...] = (
     ("script", "SMTPGUARD_SCRIPT", _word),
     ("script_from", "SMTPGUARD_SCRIPT_FROM", _word),
     ("pool", "SMTPGUARD_POOL", _word),
+    ("request_method", "SMTPGUARD_REQUEST_METHOD", _word),
+    ("request_uri", "SMTPGUARD_REQUEST_URI", text),
     ("unit", "SMTPGUARD_UNIT", _word),
     ("container", "SMTPGUARD_CONTAINER", _word),
     ("cgroup", "SMTPGUARD_CGROUP", _word),
@@ -132,16 +134,8 @@ _COLUMNS: tuple[tuple[str, str, Callable[[Any], Any]], ...] = (
 # Those of which Finding says that None means not known: the field is absent.
 _MAY_MISS = frozenset(
     ("rule", "ppid", "user", "group", "loginuid", "session", "exe", "unit")
-    + (
-        "script",
-        "script_from",
-        "pool",
-        "container",
-        "error",
-        "duration_us",
-        "lock",
-        "destinations",
-    )
+    + ("container", "error", "duration_us", "lock", "destinations")
+    + ("script", "script_from", "pool", "request_method", "request_uri")
 )
 _REQUIRED = tuple((a, f, how) for a, f, how in _COLUMNS if a not in _MAY_MISS)
 _OPTIONAL = tuple((a, f, how) for a, f, how in _COLUMNS if a in _MAY_MISS)

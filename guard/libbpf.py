@@ -15,16 +15,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from guard.bpfstructs import LinkCreate, TestRun
 from guard.bpfstructs import LinkInfo as LinkInfo
 from guard.bpfstructs import MapInfo as MapInfo
 from guard.bpfstructs import ProgramInfo as ProgramInfo
-from guard.bpfstructs import TestRun
 from guard.errors import KernelError
 
 BTF_KIND_STRUCT = 4  # include/uapi/linux/btf.h
 BPF_ANY = 0
 BPF_NOEXIST = 1
-_TRACE_ITER = 28  # enum bpf_attach_type, include/uapi/linux/bpf.h
+_TRACE_ITER, _PERF_EVENT = 28, 41  # enum bpf_attach_type, include/uapi/linux/bpf.h
 
 _NO_BPF = (
     "run as root (or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON); "
@@ -273,6 +273,18 @@ def attach(program: int, cgroup: int, attach_type: int) -> int:
 def attach_lsm(program: int) -> int:
     """Attach an LSM program where its object says; gives the link's descriptor."""
     return _check(_lib.bpf_raw_tracepoint_open(None, program), "cannot attach it")
+
+
+def attach_perf(program: int, event: int, cookie: int) -> int:
+    """Attach a program to an open perf event; gives the link's descriptor.
+
+    The program gets cookie (64 bits) by bpf_get_attach_cookie().
+    """
+    options = LinkCreate(sz=c.sizeof(LinkCreate), cookie=cookie)
+    return _check(
+        _lib.bpf_link_create(program, event, _PERF_EVENT, c.byref(options)),
+        "cannot attach a program to a probe",
+    )
 
 
 def iterate(program: int) -> int:

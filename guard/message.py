@@ -88,6 +88,8 @@ def _script(finding: Finding) -> str:
     text = ""
     if finding.script not in (None, f"{finding.cwd}/"):
         text = f", script {finding.script}"
+    if finding.request_uri:
+        text += f", {finding.request_method or 'request'} {finding.request_uri}"
     return f"{text}, pool {finding.pool}" if finding.pool else text
 
 

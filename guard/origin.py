@@ -89,6 +89,11 @@ def _processes(ancestors: tuple[Ancestor, ...]) -> tuple[Process, ...]:
     return tuple(Process(a.pid, a.uid, a.comm, a.start_ns) for a in ancestors)
 
 
+def _request_text(text: str) -> str | None:
+    """Give what a request has; PHP writes - for what it has not, as on a terminal."""
+    return None if text in ("", "-") else text
+
+
 def _name(
     known: dict[int, str | None], number: int, ask: Callable[[], str]
 ) -> str | None:
@@ -161,7 +166,9 @@ class Naming:
         ended = event.ended_ns
         unit = unit_of(event.cgroup)
         incomplete = _incomplete(flags) if flags else ()
-        script = script_of(event.exe or None, event.args, event.cwd, unit, incomplete)
+        script = script_of(
+            event.exe or None, event.args, event.cwd, unit, incomplete, event.script
+        )
         return Finding(
             kind=kind,
             time_us=(event.time_ns + to_real) // 1000,
@@ -209,6 +216,8 @@ class Naming:
             script=script.path,
             script_from=script.known_from,
             pool=script.pool,
+            request_method=_request_text(event.method),
+            request_uri=_request_text(event.uri),
             lock="lsm" if flags & Flag.LSM else None,
             destinations="many" if flags & Flag.MANY else None,
         )

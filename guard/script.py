@@ -14,6 +14,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 # Where a script is known from: SMTPGUARD_SCRIPT_FROM, for ever.
+FROM_REQUEST = "request"  # PHP's own probe, see bpf/php.bpf.c
 FROM_ARGS = "args"  # an interpreter's arguments
 FROM_CWD = "cwd"  # only its folder, into which PHP goes for a request
 
@@ -22,7 +23,7 @@ class Script(NamedTuple):
     """What is known of the script of a process."""
 
     path: str | None = None  # absolute; ends in a slash where only its folder is known
-    known_from: str | None = None  # FROM_ARGS, FROM_CWD; None: path is, too
+    known_from: str | None = None  # one of FROM_...; None: path is, too
     pool: str | None = None  # of php-fpm
 
 
@@ -136,15 +137,17 @@ def script_of(
     cwd: str,
     unit: str | None,
     incomplete: tuple[str, ...] = (),
+    request: str = "",
 ) -> Script:
     """Give what is known of the script that a process runs.
 
     exe and cwd are paths as the kernel had them, incomplete is Finding's: of a
     folder that is gone or not whole, or an argument that may be cut, nothing is
-    made up.
+    made up. request is the script that PHP's probe told of, "": none.
     """
     if exe is None:
         return Script()
+    told = _resolved(request, None)  # not absolute: "Standard input code"
     whole_cwd = None if _NO_CWD.intersection(incomplete) else cwd
     if program_of(exe) == "busybox" and args:
         if program_of(args[0]) == "busybox":
@@ -152,6 +155,8 @@ def script_of(
         exe = args[0] if args else exe
     program = program_of(exe)
     pool = _pool(args, unit) if program == "php-fpm" else None
+    if told:
+        return Script(told, FROM_REQUEST, pool)
     language = _LANGUAGES.get(_ALIASES.get(program, program))
     if language:
         last = len(args) - 1 if "args-cut" in incomplete else len(args)

@@ -114,6 +114,8 @@ def row(finding: Finding) -> dict[str, Any]:
         "script": _text(finding.script),
         "script_from": _text(finding.script_from),
         "pool": _text(finding.pool),
+        "request_method": _text(finding.request_method),
+        "request_uri": _text(finding.request_uri),
         "incomplete": list(map(valid, finding.incomplete)),
         "makers": [
             {

@@ -154,6 +154,9 @@ def _who(found: Finding) -> list[tuple[str, str]]:
     ]
     if found.pool:
         lines.insert(4, ("pool", found.pool))
+    if found.request_uri:
+        method = found.request_method or "?"
+        lines.insert(3, ("request", f"{method} {found.request_uri}"))
     if found.script:
         lines.insert(3, ("script", found.script))
     if found.container:

@@ -191,8 +191,10 @@ findings = st.builds(
     ).map(tuple),
     incomplete=st.sets(st.sampled_from(["args-cut", "no-exe"])).map(tuple),
     script=_name,
-    script_from=st.none() | st.sampled_from(["args", "cwd"]),
+    script_from=st.none() | st.sampled_from(["request", "args", "cwd"]),
     pool=_name,
+    request_method=_name,
+    request_uri=_name,
 )
 messages = st.builds(
     mail,
@@ -238,5 +240,6 @@ def whole() -> Finding:
         via=("127.0.0.1", 25), count=2, last_us=3, lock="nftables-output",
         incomplete=("args-cut",), destinations="many",
         script="/srv/www/shop/", script_from="cwd", pool="shop",
+        request_method="POST", request_uri="/mail.php",
         makers=(Maker(7, 33, "nc", "/usr/bin/nc", ("nc", "-x"), None),),
     )  # fmt: skip
