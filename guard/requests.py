@@ -14,6 +14,7 @@ import glob
 import os
 import re
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,6 +83,9 @@ class Requests:
         """
         trouble = ""
         seen = set()
+        # of those whose pins somebody removed nothing is left
+        pinned = Counter(map(_of_pin, self._guard.home.glob(f"{PIN}*")))
+        self._attached &= {n for n, pins in pinned.items() if pins >= len(_PROGRAMS)}
         try:
             for file in _files():
                 seen.add(file.name)

@@ -328,6 +328,18 @@ def test_a_new_php_is_found_and_an_old_one_let_go(
     assert attached(guard.home) == 0
 
 
+def test_links_whose_pins_were_removed_are_made_again(
+    world: World, watch: Watch, site: Path, told: Requests, guard: Guard
+) -> None:
+    for pin in guard.home.glob(f"{requests.PIN}*"):
+        pin.unlink()
+    php(world, site, "mail.php")
+    assert found(watch).script_from == "args", "the control"
+    told.look()
+    php(world, site, "mail.php")
+    assert found(watch).script_from == "request"
+
+
 def test_a_php_that_others_can_write_is_not_believed(
     world: World, watch: Watch, site: Path, guard: Guard, programs: Path,
     monkeypatch: pytest.MonkeyPatch,
