@@ -36,9 +36,9 @@ _PATHS = (
     *("/usr/bin/php*", "/usr/sbin/php*", "/usr/lib/cgi-bin/php*", "/usr/libexec/php*"),
     *("/usr/lib/apache2/modules/libphp*.so", "/usr/lib64/httpd/modules/libphp*.so"),
     *("/usr/local/bin/php*", "/usr/local/sbin/php*"),
+    # CloudLinux, cPanel, Remi
     *("/opt/alt/php*/usr/bin/*php*", "/opt/alt/php*/usr/sbin/php*"),
-    *("/opt/cpanel/ea-php*/root/usr/bin/*php*", "/opt/*/php*/root/usr/bin/php*"),
-    *("/opt/cpanel/ea-php*/root/usr/sbin/php*", "/opt/*/php*/root/usr/sbin/php*"),
+    *("/opt/*/*php*/*/usr/bin/*php*", "/opt/*/*php*/*/usr/sbin/php*"),
     *("/opt/plesk/php/*/bin/php*", "/opt/plesk/php/*/sbin/php*"),
     *("/usr/local/lsws/lsphp*/bin/*php*", "/usr/local/php*/bin/php*"),
 )

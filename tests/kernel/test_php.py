@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from guard import requests
+from guard import libbpf, requests
 from guard.abi import Counter
 from guard.finding import Finding
 from guard.journal import frame, lines
@@ -64,10 +65,25 @@ def told(guard: Guard) -> Iterator[Requests]:
     made.look()
     assert not made.trouble
     yield made
-    for pin in guard.home.glob(f"{requests.PIN}*"):
-        pin.unlink()
+    silence(guard)
     for key in list(guard.map("requests").keys()):
         guard.map("requests").delete(key)
+
+
+def silence(guard: Guard) -> None:
+    """Remove all pins, and wait: the kernel lets go of their links in its own time."""
+    gone = set()
+    for pin in guard.home.glob(f"{requests.PIN}*"):
+        link = libbpf.get_pinned(pin)
+        gone.add(libbpf.info(link, libbpf.LinkInfo).id)
+        os.close(link)
+        pin.unlink()
+
+    def left() -> set[int]:
+        links = subprocess.check_output(["bpftool", "-j", "link", "show"])
+        return gone & {link["id"] for link in json.loads(links)}
+
+    wait_until(lambda: not left(), "the end of the links")
 
 
 @pytest.fixture
@@ -270,8 +286,7 @@ def test_a_row_of_an_earlier_process_is_nobodys(
     (key,) = table.keys()
     row = table.get(key)
     assert row
-    for pin in guard.home.glob(f"{requests.PIN}*"):
-        pin.unlink()  # so that nothing writes over it
+    silence(guard)  # so that nothing writes over it
     table.put((worker << 32 | worker).to_bytes(8, "little"), row)
     ask(pools / "shop.sock", site / "mail.php", b"/mail")
     one = found(watch)
@@ -331,8 +346,7 @@ def test_a_new_php_is_found_and_an_old_one_let_go(
 def test_links_whose_pins_were_removed_are_made_again(
     world: World, watch: Watch, site: Path, told: Requests, guard: Guard
 ) -> None:
-    for pin in guard.home.glob(f"{requests.PIN}*"):
-        pin.unlink()
+    silence(guard)
     php(world, site, "mail.php")
     assert found(watch).script_from == "args", "the control"
     told.look()
