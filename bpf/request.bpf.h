@@ -102,8 +102,9 @@ static long hash_step(u32 i, void *ctx)
 /* One worker of php-fpm serves many scripts: repeats fold for each. */
 static __noinline u64 script_hash(u64 start_ns)
 {
-	struct hashing hashing = { .hash = 0xcbf29ce484222325 };
+	struct hashing hashing;
 
+	hashing.hash = 0xcbf29ce484222325;
 	hashing.row = request_of(bpf_get_current_pid_tgid(), start_ns);
 	if (!hashing.row)
 		return 0;
