@@ -30,6 +30,7 @@ from guard.tables import MAPS
 OBJECT = Path(__file__).with_name("php.bpf.o")
 PIN = "php-"  # and name of _File, place in the file, program
 _NAME_PARTS = 3
+_ELF = b"\x7fELF"
 _PROGRAMS = {"request__startup": "php_startup", "request__shutdown": "php_shutdown"}
 _LOOK_SECONDS = 10.0
 _PATHS = (
@@ -166,9 +167,23 @@ class Requests:
                 table.delete(key)
 
 
-def attached(home: Path) -> int:
-    """Give how many files of PHP tell their requests, of a guard pinned in home."""
-    return len({_of_pin(pin) for pin in home.glob(f"{PIN}*")})
+def attached(home: Path) -> set[str]:
+    """Name the files of PHP that tell their requests, of a guard pinned in home."""
+    return {_of_pin(pin) for pin in home.glob(f"{PIN}*")}
+
+
+def survey(home: Path) -> tuple[int, list[Path]]:
+    """Give how many files of PHP tell their requests, and which of those that are
+    installed do not.
+    """
+    known = attached(home)
+    without = []
+    for path in _installed():
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            told = _name(os.fstat(file.fileno())) in known
+            if not told and file.read(len(_ELF)) == _ELF and not path.is_symlink():
+                without.append(path)
+    return len(known), without
 
 
 def _of_pin(pin: Path) -> str:
@@ -190,9 +205,13 @@ def _files() -> Iterator[_File]:
                 yield file
 
 
-def _places() -> Iterator[Path]:
+def _installed() -> Iterator[Path]:
     for pattern in _PATHS:
         yield from map(Path, glob.glob(pattern))
+
+
+def _places() -> Iterator[Path]:
+    yield from _installed()
     for entry in os.scandir("/proc"):
         if not entry.name.isdigit():
             continue

@@ -123,7 +123,7 @@ def test_debian_has_the_probes_in_every_php(told: Requests, guard: Guard) -> Non
         for name in ("request__startup", "request__shutdown"):
             assert here[name].semaphore, "nobody pays who does not listen"
             assert here[name].cookie()
-    assert attached(guard.home) >= len(places)
+    assert len(attached(guard.home)) >= len(places)
 
 
 def test_the_command_line(
@@ -322,7 +322,7 @@ def test_a_new_php_is_found_and_an_old_one_let_go(
     shutil.copy(fpm_program(), program)
     look = Requests(guard)
     look.look()
-    assert (look.trouble, attached(guard.home)) == ("", 1)
+    assert (look.trouble, len(attached(guard.home))) == ("", 1)
     with fpm(tmp_path, world.guarded, str(program)):
         ask(tmp_path / "shop.sock", site / "mail.php", b"/old")
         assert found(watch).request_uri == "/old"
@@ -330,17 +330,19 @@ def test_a_new_php_is_found_and_an_old_one_let_go(
         shutil.copy(fpm_program(), new)
         new.rename(program)
         look.look()
-        assert attached(guard.home) == 2, "the one that runs, and the one installed"
+        assert len(attached(guard.home)) == 2, (
+            "the one that runs, and the one installed"
+        )
         ask(tmp_path / "shop.sock", site / "mail.php", b"/old")
         assert found(watch).request_uri == "/old"
     with fpm(tmp_path, world.guarded, str(program)):
         ask(tmp_path / "blog.sock", site / "mail.php", b"/new")
         assert found(watch).request_uri == "/new"
         look.look()
-        assert attached(guard.home) == 1, "nothing has the first any more"
+        assert len(attached(guard.home)) == 1, "nothing has the first any more"
     program.unlink()
     look.look()
-    assert attached(guard.home) == 0
+    assert len(attached(guard.home)) == 0
 
 
 def test_links_whose_pins_were_removed_are_made_again(
@@ -368,7 +370,7 @@ def test_a_php_that_others_can_write_is_not_believed(
         program.chmod(mode)
         look = Requests(guard)
         look.look()
-        assert (look.trouble, attached(guard.home)) == ("", count)
+        assert (look.trouble, len(attached(guard.home))) == ("", count)
     program.unlink()
     look.look()
 
