@@ -95,8 +95,9 @@ def probes(file: BinaryIO, provider: str) -> list[Probe]:
 
 
 def _read(file: BinaryIO, offset: int, size: int) -> bytes:
-    if size > _MOST:
-        raise ValueError("too large")
+    end = os.fstat(file.fileno()).st_size
+    if size > _MOST or offset + size > end:
+        raise ValueError("a place that is none")
     return os.pread(file.fileno(), size, offset)
 
 
@@ -112,9 +113,10 @@ def _probes(file: BinaryIO, provider: bytes) -> Iterator[Probe]:
         kind, _, offset, address, _, size = struct.unpack_from("<IIQQQQ", table, at)
         if kind == _PT_LOAD:
             loads.append((address, size, offset))
+    table = _read(file, shoff, shsize * shnum)
     sections = [
         # name, type, address, offset, size
-        struct.unpack_from("<II8xQQQ", _read(file, shoff + n * shsize, shsize))
+        struct.unpack_from("<II8xQQQ", table, n * shsize)
         for n in range(shnum)
     ]
     names = _read(file, sections[names_at][3], sections[names_at][4])

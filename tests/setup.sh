@@ -21,7 +21,8 @@ packages+=(
 	apache2-bin apache2-utils bpftool clang-format curl haproxy iproute2 iptables
 	libapache2-mod-php liburing-dev libsasl2-modules msmtp mypy nftables nginx-light
 	nodejs openssl php-cli php-fpm postfix python3-aiosmtpd python3-hypothesis
-	python3-pytest ruby sasl2-bin shellcheck strace swaks systemd util-linux
+	python3-pytest ruby sasl2-bin shellcheck strace swaks systemd systemtap-sdt-dev
+	util-linux
 )
 # What reads the man pages, and the shells that complete.
 packages+=(fish man-db mandoc zsh)
