@@ -366,17 +366,31 @@ class Object:
             f"cannot size {name}",
         )
 
+    def set_attach_type(self, name: str, attach_type: int) -> None:
+        """Say before load() how a program is going to be attached."""
+        _check(
+            _lib.bpf_program__set_expected_attach_type(
+                self._program(name), attach_type
+            ),
+            f"cannot set the attach type of {name}",
+        )
+
     def load(self) -> None:
         """Make the maps, fit the programs to this kernel and load them."""
         _check(_lib.bpf_object__load(self._pointer), f"cannot load {self.path}")
 
     def program(self, name: str) -> int:
         """Give a loaded program's file descriptor, owned by the object."""
-        found = _pointer(
-            _lib.bpf_object__find_program_by_name(self._pointer, name.encode()),
-            f"{self.path} has no program {name}",
+        found = self._program(name)
+        return _check(_lib.bpf_program__fd(found), f"{name} is not loaded")
+
+    def _program(self, name: str) -> c.c_void_p:
+        return c.c_void_p(
+            _pointer(
+                _lib.bpf_object__find_program_by_name(self._pointer, name.encode()),
+                f"{self.path} has no program {name}",
+            )
         )
-        return _check(_lib.bpf_program__fd(c.c_void_p(found)), f"{name} is not loaded")
 
     def layouts(self) -> dict[str, tuple[int, dict[str, int]]]:
         """Give size and field offsets (bytes) of every struct in the BTF."""

@@ -4,12 +4,13 @@
 Attached are PHP's files that only root can write, where distributions and panels
 install them, and those that processes run: found by looking again and again. Links
 are pinned beside the guard's maps, so what is known of a request does not end with
-guardd.
+guardd, and what `guardctl load` attached at boot stays where guardd itself may not.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import glob
 import os
 import re
@@ -64,6 +65,7 @@ class Requests:
         self._guard = guard
         self._seconds = seconds
         self._object: libbpf.Object | None = None
+        self._multi = True  # until this kernel says that it does not know it
         self._attached: set[str] = set()  # names of _File
         self._without: set[str] = set()  # have no probe
         self.trouble = ""  # why requests are not told; "" when they are
@@ -86,14 +88,18 @@ class Requests:
         seen = set()
         # of those whose pins somebody removed nothing is left
         pinned = Counter(map(_of_pin, self._guard.home.glob(f"{PIN}*")))
-        self._attached &= {n for n, pins in pinned.items() if pins >= len(_PROGRAMS)}
+        whole = {name for name, pins in pinned.items() if pins >= len(_PROGRAMS)}
+        self._attached &= whole
         try:
             for file in _files():
                 seen.add(file.name)
                 try:
                     self._attach(file)
                 except (KernelError, OSError) as error:
-                    trouble = trouble or str(error)
+                    if file.name in whole:  # attached by who may: as good
+                        self._attached.add(file.name)
+                    else:
+                        trouble = trouble or _reason(error)
             self._let_go(seen)
             self._forget_dead()
         except (KernelError, OSError) as error:  # the guard is being taken out
@@ -123,12 +129,25 @@ class Requests:
 
     def _attach_one(self, file: _File, path: Path, probe: usdt.Probe) -> None:
         name = _PROGRAMS[probe.name]
-        link = usdt.attach(self._programs().program(name), path, probe)
+        link = self._link(name, path, probe)
         try:
             pin = f"{PIN}{file.name}-{probe.offset:x}-{name}"
             pin_anew(link, self._guard.home / pin)
         finally:
             os.close(link)
+
+    def _link(self, name: str, path: Path, probe: usdt.Probe) -> int:
+        """By the way that needs no more than guardd has; else by the older one."""
+        if self._multi:
+            try:
+                return usdt.attach_multi(self._programs().program(name), path, probe)
+            except KernelError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+                self._multi = False
+                self._programs().close()
+                self._object = None
+        return usdt.attach(self._programs().program(name), path, probe)
 
     def _programs(self) -> libbpf.Object:
         """Load them, once, with the guard's own maps."""
@@ -139,6 +158,9 @@ class Requests:
                     if made.has_map(name):
                         made.set_pin_path(name, self._guard.home / pin)
                 made.set_max_entries("ring", self._guard.map("ring").max_entries)
+                if self._multi:
+                    for name in _PROGRAMS.values():
+                        made.set_attach_type(name, usdt.UPROBE_MULTI)
                 made.load()
             except KernelError:
                 made.close()
@@ -165,6 +187,11 @@ class Requests:
             thread = int.from_bytes(key, "little")
             if not os.path.exists(f"/proc/{thread >> 32}/task/{thread & 0xFFFFFFFF}"):
                 table.delete(key)
+
+
+def _reason(error: KernelError | OSError) -> str:
+    hint = error.hint if isinstance(error, KernelError) else ""
+    return f"{error} ({hint})" if hint else str(error)
 
 
 def attached(home: Path) -> set[str]:
