@@ -6,7 +6,7 @@
 #ifndef GUARD_MAPS_H
 #define GUARD_MAPS_H
 
-#include "kernel.h"
+#include "php.bpf.h"
 
 /* Written by user space alone. All zero: every port guarded, slot 0. */
 struct control control SEC(".data.control");
@@ -96,13 +96,6 @@ struct {
 	__uint(max_entries, 4 << 20);
 } ring SEC(".maps");
 
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, COUNTERS);
-	__type(key, u32);
-	__type(value, u64);
-} counters SEC(".maps");
-
 /* A row is 3.8 KB, made only for a connection that is open: 62 MB when full. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -168,25 +161,6 @@ struct {
 	u64 cookie[CLOSED_KEPT]; /* of the last of them: number % CLOSED_KEPT */
 	struct maker blank;	 /* what a row begins as; never written */
 } closed SEC(".data.closed");
-
-/* A request that PHP is at, written by bpf/php.bpf.c. */
-struct request {
-	u64 start_ns; /* of its process */
-	u64 since_ns; /* when it began; 0: it is being written */
-	u64 exec_id;  /* another program since: not its own request any more */
-	u32 flags;    /* of enum event_flag */
-	u32 len;
-	char text[REQUEST_LEN];
-};
-
-/* By thread: tgid << 32 | pid. A row is 0.6 KB, and there while a request is. */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 16384);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, u64);
-	__type(value, struct request);
-} requests SEC(".maps");
 
 /* Whether a connection's EVENT_CONNECT went out. */
 enum report {

@@ -10,7 +10,7 @@
  * Where the probe has its arguments stands in the cookie of each attachment,
  * see guard/usdt.py. All of them are the process's own memory: any bytes.
  */
-#include "maps.bpf.h"
+#include "php.bpf.h"
 
 char LICENSE[] SEC("license") = "GPL";
 

@@ -157,7 +157,6 @@ class Requests:
                 for name, pin in MAPS.items():
                     if made.has_map(name):
                         made.set_pin_path(name, self._guard.home / pin)
-                made.set_max_entries("ring", self._guard.map("ring").max_entries)
                 if self._multi:
                     for name in _PROGRAMS.values():
                         made.set_attach_type(name, usdt.UPROBE_MULTI)
