@@ -27,7 +27,8 @@ from tests.kernel.phphost import fpm, fpm_program
 from tests.kernel.world import PROGRAMS, PROGRAMS_PREFIX, World
 from tests.lab.lab import wait_until
 
-ROUNDS, REQUESTS, AT_ONCE = 41, 1000, 2
+# Short turns: both sides then meet the same of what else the machine does.
+ROUNDS, REQUESTS, AT_ONCE = 301, 100, 1
 SIDES = ("without", "with")
 NGINX = """\
 daemon off;
@@ -67,13 +68,15 @@ def measure(_: Site) -> list[Figure]:
             )
         )
         folder.chmod(0o755)
+        masters: dict[str, int] = {}
         (folder / "trivial.php").write_text('<?php echo "hello\\n";\n')
         for side, mode in zip(SIDES, (0o775, 0o755), strict=True):
             (folder / side).mkdir()
             program = folder / side / Path(fpm_program()).name
             shutil.copy(fpm_program(), program)
             program.chmod(mode)
-            stack.enter_context(fpm(folder / side, world.guarded, str(program)))
+            started = fpm(folder / side, world.guarded, str(program))
+            masters[side] = stack.enter_context(started).pid
         stack.enter_context(_nginx(folder))
         guard = Guard.load(world.pin_dir)
         stack.callback(guard.unload)
@@ -82,12 +85,17 @@ def measure(_: Site) -> list[Figure]:
         assert not requests.trouble, requests.trouble
         _prove(guard)
         took: dict[str, list[float]] = {side: [] for side in SIDES}
+        spent: dict[str, list[float]] = {side: [] for side in SIDES}
         for number in range(ROUNDS + 1):
             for side in SIDES if number % 2 else SIDES[::-1]:
+                before = _on_cpu_us(masters[side])
                 us = _ab(side)
                 if number:  # the first warms up
                     took[side].append(us)
+                    on_cpu = _on_cpu_us(masters[side]) - before
+                    spent[side].append(on_cpu / REQUESTS)
     without, with_ = (median(took[side]) for side in SIDES)
+    cpu_without, cpu_with = (median(spent[side]) for side in SIDES)
     return [
         Figure.at_most(
             "a request to a trivial PHP script, with the probes / without",
@@ -96,7 +104,12 @@ def measure(_: Site) -> list[Figure]:
             "x",
             f"{with_:.0f} us / {without:.0f} us, nginx and php-fpm, {AT_ONCE} at once;"
             f" medians of {ROUNDS} turns of {REQUESTS} requests by ab",
-        )
+        ),
+        Figure.told(
+            "the same, time of php-fpm's worker on a CPU",
+            f"{cpu_with / cpu_without:.2f}x",
+            f"{cpu_with:.1f} us / {cpu_without:.1f} us",
+        ),
     ]
 
 
@@ -127,6 +140,15 @@ def _prove(guard: Guard) -> None:
             meter.lap()
             assert meter.runs - before >= runs
             assert runs or meter.runs - before < REQUESTS // 10
+
+
+def _on_cpu_us(master: int) -> float:
+    """Give how long the workers of a php-fpm have run: Documentation/scheduler/
+    sched-stats.rst, schedstat of a process.
+    """
+    children = Path(f"/proc/{master}/task/{master}/children").read_text().split()
+    stats = (Path(f"/proc/{child}/schedstat").read_text() for child in children)
+    return sum(int(stat.split()[0]) for stat in stats) / 1000
 
 
 def _ab(side: str) -> float:

@@ -414,3 +414,36 @@ def test_scripts_of_one_worker_are_folded_each_for_itself(
     ]
     sums = {repeat.first.script: repeat.folded for repeat in watch.repeats()}
     assert sums == {str(site / "mail.php"): 2, str(site / "other.php"): 1}
+
+
+_LOOK = """\
+from pathlib import Path
+from guard.kernel import Guard
+from guard.requests import Requests
+look = Requests(Guard(Path({pins!r})))
+look.look()
+print(Path("/proc/self/status").read_text().split("CapEff:")[1].split()[0])
+print(look.trouble)
+"""
+
+
+def test_what_guardd_may_is_enough(guard: Guard) -> None:
+    """Its unit's capabilities; where it takes more, it says what to do."""
+    wanted = "-all,+bpf,+perfmon,+net_admin,+sys_ptrace"
+    done = subprocess.run(
+        ["setpriv", f"--bounding-set={wanted}", f"--inh-caps={wanted}"]
+        + ["--no-new-privs", "/usr/bin/python3", "-B", "-c"]
+        + [_LOOK.format(pins=str(guard.pin_dir))],
+        cwd=Path(requests.__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    held, trouble = done.stdout.splitlines()
+    assert int(held, 16) == 1 << 12 | 1 << 19 | 1 << 38 | 1 << 39
+    release = tuple(int(n) for n in os.uname().release.split(".")[:2])
+    if release < (6, 6) and trouble:  # Debian's and Ubuntu's
+        assert trouble.endswith("(systemctl restart smtp-guard-load smtp-guard)")
+    else:
+        assert trouble == "" and len(attached(guard.home)) > 1
+    silence(guard)
