@@ -2,7 +2,8 @@
 # What a newcomer types. `make` alone lists the targets.
 
 PYTHON := .venv/bin/python
-OBJECTS := guard/guard.bpf.o guard/lsm.bpf.o guard/holders.bpf.o guard/handin.bpf.o
+OBJECTS := guard/guard.bpf.o guard/lsm.bpf.o guard/holders.bpf.o guard/handin.bpf.o \
+	guard/php.bpf.o
 BPF_ARCH := $(patsubst aarch64,arm64,$(patsubst x86_64,x86,$(shell uname -m)))
 # asm/types.h stands in a directory of the machine's own on Debian.
 MULTIARCH := /usr/include/$(shell uname -m)-linux-gnu

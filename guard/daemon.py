@@ -51,6 +51,7 @@ from guard.pins import DEFAULT_PIN_DIR
 from guard.policy import DEFAULT_FILE, Policy, load, refresh
 from guard.preexisting import Before
 from guard.privileges import SERVICE, missing
+from guard.requests import Requests
 from guard.scribe import Scribe
 from guard.service import Service
 from guard.unaided import Unaided
@@ -122,6 +123,8 @@ class Daemon(Service):
         self.register(self._addresses, self._on_addresses)
         self.register(self._files, self._on_files)
         Before(self._guard, lambda: self._policy, self._scribe.tell).follow()
+        self._requests = Requests(self._guard)
+        self._requests.follow()
 
     def _on_addresses(self) -> None:
         self._addresses.drain()
@@ -213,6 +216,8 @@ class Daemon(Service):
         if self._handins.trouble:
             parts.append(f"sendmail(1) is not followed: {self._handins.trouble}")
         self._record_mail()
+        if self._requests.trouble:
+            parts.append(f"requests of PHP are not told: {self._requests.trouble}")
         if self._keeper.lacking:
             parts.append(f"no second lock: {self._keeper.why}")
         self.say(parts)

@@ -22,6 +22,7 @@ from guard.needs import needs
 from guard.ownerrules import examine as without_programs
 from guard.ownerrules import read_state
 from guard.policy import DEFAULT_PORTS
+from guard.requests import survey
 from guard.tables import guarded_ports
 from guard.verify import verify
 
@@ -115,6 +116,7 @@ def _guard(pin_dir: Path) -> Iterator[Check]:
         )
     else:
         yield good("mode", "enforce")
+    yield _php(guard)
     pid = daemon_pid(guard)
     if pid is None:
         yield Check(
@@ -125,6 +127,21 @@ def _guard(pin_dir: Path) -> Iterator[Check]:
         )
     else:
         yield good("guardd", f"pid {pid}")
+
+
+def _php(guard: Guard) -> Check:
+    with_probes, without = survey(guard.home)
+    if without:
+        return Check(
+            "PHP",
+            State.NOTE,
+            f"{', '.join(map(str, without))}: its scripts are known by arguments or "
+            "folder alone, it has no probes, or guardd did not look yet",
+            "a PHP that was built with --enable-dtrace, as Debian's is",
+        )
+    if not with_probes:
+        return Check("PHP", State.NOTE, "not installed where distributions have it")
+    return good("PHP", f"{with_probes} files tell which script they are at")
 
 
 def _firewalls(pin_dir: Path) -> Iterator[Check]:

@@ -120,9 +120,16 @@ class Finding:
     destinations: str | None = None
     lock: str | None = None  # of the second lock: nftables-output, iptables-forward
     makers: tuple[Maker, ...] = ()  # BACKSTOP, when it can have been several
-    # args-cut, cwd-cut, no-args, ...; BACKSTOP: maker (of its socket, which another
+    # args-cut, parent-request, ...; BACKSTOP: maker (of its socket, which another
     # may have been handed), one-of (see makers), maybe-others, no-process
     incomplete: tuple[str, ...] = field(default=())
+    # of an interpreter, absolute; a folder and a slash where no more is known. What
+    # its process says, and no proof: `..` in it may lead anywhere
+    script: str | None = None
+    script_from: str | None = None  # request, args, cwd; None: no script is known
+    pool: str | None = None  # of php-fpm
+    request_method: str | None = None  # of a web request that PHP is at
+    request_uri: str | None = None  # without its query
 
 
 @dataclass(frozen=True, slots=True)

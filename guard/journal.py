@@ -120,6 +120,11 @@ _COLUMNS: tuple[tuple[str, str, Callable[[Any], Any]], ...] = (
     ("exe_inode", "SMTPGUARD_EXE_INODE", _count),
     ("exe_nlink", "SMTPGUARD_EXE_NLINK", _count),
     ("cwd", "SMTPGUARD_CWD", _word),
+    ("script", "SMTPGUARD_SCRIPT", _word),
+    ("script_from", "SMTPGUARD_SCRIPT_FROM", _word),
+    ("pool", "SMTPGUARD_POOL", _word),
+    ("request_method", "SMTPGUARD_REQUEST_METHOD", _word),
+    ("request_uri", "SMTPGUARD_REQUEST_URI", text),
     ("unit", "SMTPGUARD_UNIT", _word),
     ("container", "SMTPGUARD_CONTAINER", _word),
     ("cgroup", "SMTPGUARD_CGROUP", _word),
@@ -135,6 +140,7 @@ _COLUMNS: tuple[tuple[str, str, Callable[[Any], Any]], ...] = (
 _MAY_MISS = frozenset(
     ("rule", "ppid", "user", "group", "loginuid", "session", "exe", "unit")
     + ("container", "error", "duration_us", "lock", "destinations")
+    + ("script", "script_from", "pool", "request_method", "request_uri")
 )
 _REQUIRED = tuple((a, f, how) for a, f, how in _COLUMNS if a not in _MAY_MISS)
 _OPTIONAL = tuple((a, f, how) for a, f, how in _COLUMNS if a in _MAY_MISS)

@@ -61,7 +61,7 @@ def message(finding: Finding) -> str:
     to = address(finding.dst)
     if finding.destinations == "many":
         to = f"many destinations, the first {to}"
-    text = f"{lead}: {who}{source} -> {to}{_why(finding)}{what}"
+    text = f"{lead}: {who}{source} -> {to}{_why(finding)}{what}{_script(finding)}"
     if finding.unit:
         text += f", unit {finding.unit}"
     if finding.container:
@@ -99,8 +99,18 @@ def mail_message(found: Message) -> str:
     if (by := found.origin) is None:
         return printable(f"{text}: {source}: {UNKNOWN[found.unknown]}")
     text += f": pid {by.pid} ({by.comm}, {by.user or f'uid {by.uid}'}) {source};"
-    text += f" {by.exe or 'no executable'} in {by.cwd}"
+    text += f" {by.exe or 'no executable'} in {by.cwd}{_script(by)}"
     return printable(f"{text}, unit {by.unit}" if by.unit else text)
+
+
+def _script(finding: Finding) -> str:
+    """Name the script, where it says more than the folder does."""
+    text = ""
+    if finding.script not in (None, f"{finding.cwd}/"):
+        text = f", script {finding.script}"
+    if finding.request_uri:
+        text += f", {finding.request_method or 'request'} {finding.request_uri}"
+    return f"{text}, pool {finding.pool}" if finding.pool else text
 
 
 def _one_of(finding: Finding) -> str:

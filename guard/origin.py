@@ -16,6 +16,7 @@ from guard.abi import NO_RULE, UNSET, Direction, EventKind, Flag, Mode, Outcome,
 from guard.event import Ancestor, Event
 from guard.finding import Finding, Kind, Process
 from guard.ring import Repeats
+from guard.script import script_of
 
 # Names are asked again after so long, for accounts that come and go.
 _NAMES_SECONDS = 60.0
@@ -105,6 +106,11 @@ def _processes(ancestors: tuple[Ancestor, ...]) -> tuple[Process, ...]:
     return tuple(Process(a.pid, a.uid, a.comm, a.start_ns) for a in ancestors)
 
 
+def _request_text(text: str) -> str | None:
+    """Give what a request has; PHP writes - for what it has not, as on a terminal."""
+    return None if text in ("", "-") else text
+
+
 def _name(
     known: dict[int, str | None], number: int, ask: Callable[[], str]
 ) -> str | None:
@@ -191,6 +197,11 @@ class Naming:
         flags = event.flags
         device = event.exe_device
         ended = event.ended_ns
+        unit = unit_of(event.cgroup)
+        incomplete = _incomplete(flags) if flags else ()
+        script = script_of(
+            event.exe or None, event.args, event.cwd, unit, incomplete, event.script
+        )
         return Finding(
             kind=kind,
             time_us=(event.time_ns + to_real) // 1000,
@@ -220,7 +231,7 @@ class Naming:
             exe_nlink=event.exe_nlink,
             args=event.args,
             cwd=event.cwd,
-            unit=unit_of(event.cgroup),
+            unit=unit,
             container=container_of(event.cgroup),
             cgroup=event.cgroup,
             netns=event.netns,
@@ -234,7 +245,12 @@ class Naming:
             duration_us=max(ended - event.time_ns, 0) // 1000 if ended else None,
             count=repeats.folded if repeats else 1,
             last_us=(repeats.last_ns + to_real) // 1000 if repeats else 0,
-            incomplete=_incomplete(flags) if flags else (),
+            incomplete=incomplete,
+            script=script.path,
+            script_from=script.known_from,
+            pool=script.pool,
+            request_method=_request_text(event.method),
+            request_uri=_request_text(event.uri),
             lock="lsm" if flags & Flag.LSM else None,
             destinations="many" if flags & Flag.MANY else None,
         )

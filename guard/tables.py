@@ -44,6 +44,7 @@ MAPS = {
     "attempts": "attempts",
     "folds": "folds",
     "makers": "makers",
+    "requests": "requests",
     ".data.closed": "closed",
     "conns": "conns",
 }

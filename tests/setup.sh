@@ -19,9 +19,11 @@ packages+=(
 )
 # What tests and linters use: a real mail server, its clients, the network.
 packages+=(
-	bpftool clang-format curl haproxy iproute2 iptables liburing-dev libsasl2-modules
-	msmtp mypy nftables openssl php-cli postfix python3-aiosmtpd python3-hypothesis
-	python3-pytest sasl2-bin shellcheck strace swaks systemd util-linux
+	apache2-bin apache2-utils bpftool clang-format curl haproxy iproute2 iptables
+	libapache2-mod-php liburing-dev libsasl2-modules msmtp mypy nftables nginx-light
+	nodejs openssl php-cli php-fpm postfix python3-aiosmtpd python3-hypothesis
+	python3-pytest ruby sasl2-bin shellcheck strace swaks systemd systemtap-sdt-dev
+	util-linux
 )
 # What reads the man pages, and the shells that complete.
 packages+=(fish man-db mandoc zsh)

@@ -83,7 +83,7 @@ def command(
     logs: tuple[Path, ...],
     json_: bool,
 ) -> int:
-    """Show who sent a message: process, user, script folder, unit.
+    """Show who sent a message: process, user, script, folder, unit.
 
     A queue id that was used more than once has as many answers.
     """
@@ -243,6 +243,13 @@ def _who(found: Finding) -> list[tuple[str, str]]:
         ("folder", found.cwd),
         ("unit", found.unit or found.cgroup),
     ]
+    if found.pool:
+        lines.insert(4, ("pool", found.pool))
+    if found.request_uri:
+        method = found.request_method or "?"
+        lines.insert(3, ("request", f"{method} {found.request_uri}"))
+    if found.script:
+        lines.insert(3, ("script", found.script))
     if found.container:
         lines.append(("container", found.container))
     source = f"{address(found.src)} -> " if found.src else ""

@@ -212,6 +212,11 @@ findings = st.builds(
         max_size=3,
     ).map(tuple),
     incomplete=st.sets(st.sampled_from(["args-cut", "no-exe"])).map(tuple),
+    script=_name,
+    script_from=st.none() | st.sampled_from(["request", "args", "cwd"]),
+    pool=_name,
+    request_method=_name,
+    request_uri=_name,
 )
 messages = st.builds(
     mail,
@@ -261,5 +266,7 @@ def whole() -> Finding:
         rule="r", loginuid=1, session=2, container="docker:x", error="ETIMEDOUT",
         via=("127.0.0.1", 25), count=2, last_us=3, lock="nftables-output",
         incomplete=("args-cut",), destinations="many",
+        script="/srv/www/shop/", script_from="cwd", pool="shop",
+        request_method="POST", request_uri="/mail.php",
         makers=(Maker(7, 33, "nc", "/usr/bin/nc", ("nc", "-x"), None),),
     )  # fmt: skip
