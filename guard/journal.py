@@ -66,10 +66,11 @@ MESSAGE_IDS: dict[Kind, str] = {
     Kind.ENROLLED: "1c8ad267a41a4662b3ee6a058f6e4deb",
     Kind.CLOCK_SET: "c07b04c833ab4f4188486a8ea8bce614",
     Kind.MESSAGE: "9ae8204ec22246afa6005ebf718d0d10",
+    Kind.SMART_HOST: "2169f63050b74e59aa52ccc8e48b6e51",
 }
 NOTICES = frozenset(
     (Kind.LOST, Kind.POLICY_LOADED, Kind.POLICY_REFUSED, Kind.LOADED, Kind.UNLOADED)
-    + (Kind.TAMPERED, Kind.ENROLLED, Kind.CLOCK_SET)
+    + (Kind.TAMPERED, Kind.ENROLLED, Kind.CLOCK_SET, Kind.SMART_HOST)
 )
 _KINDS = {kind.value: kind for kind in Kind}
 

@@ -332,6 +332,7 @@ _RECORD: dict[str, type | tuple[type, ...]] = {
     "changed": list,
     "backstop": dict,
     "before": dict,
+    "smart_host": dict,
 }
 
 

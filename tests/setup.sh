@@ -8,7 +8,7 @@ exec 9<tests/setup.sh && flock 9 # two at once would make one .venv
 
 # What the guard runs on.
 packages=(
-	libbpf1 libnetfilter-log1 python3 python3-click python3-iptables
+	libbpf1 libnetfilter-log1 python3 python3-click python3-dnspython python3-iptables
 	python3-nftables python3-psutil python3-pyroute2 python3-rich python3-systemd
 )
 # What compiles and packages it.
@@ -22,6 +22,8 @@ packages+=(
 	msmtp mypy nftables openssl php-cli postfix python3-aiosmtpd python3-hypothesis
 	python3-pytest sasl2-bin shellcheck strace swaks systemd util-linux
 )
+# A name server, rewritten senders, and who checks SPF.
+packages+=(bind9 bind9-utils postfix-policyd-spf-python postsrsd python3-spf)
 # What reads the man pages, and the shells that complete.
 packages+=(fish man-db mandoc zsh)
 # What tests/vm makes and runs guests with.
