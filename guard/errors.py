@@ -171,3 +171,15 @@ class MtaError(GuardError):
     """mail server: {}"""
 
     exit_status = EX_UNAVAILABLE
+
+
+class SrsError(GuardError):
+    """SRS: {}"""
+
+    exit_status = EX_CONFIG
+
+
+class DnsError(GuardError):
+    """name server: {}"""
+
+    exit_status = EX_TEMPFAIL
