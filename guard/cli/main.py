@@ -28,6 +28,8 @@ PIN_DIR = Path("/sys/fs/bpf/smtp-guard")
 VERBS = {
     "who-connected": "who connected where, from the journal",
     "who-sent": "who sent a message, by its queue id or Message-ID",
+    "mail": "what a mail host needs beside the guard",
+    "srs": "whose a rewritten sender is, and is it genuine",
     "watch": "findings as they come",
     "status": "is the policy in force, and what did it do",
     "plan": "who would be denied, and the rules that would allow it",
