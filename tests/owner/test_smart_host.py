@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from guard.policy.smarthost import ANSWERS
+from guard.policy.smarthost import ANSWERS, ASKED
 from tests.journald import until
 from tests.kernel.world import MX4, MX6
 from tests.owner.conftest import KINDS, Host, guardctl
@@ -33,6 +33,7 @@ def answers() -> Iterator[None]:
     ANSWERS.parent.mkdir(exist_ok=True)
     yield
     ANSWERS.unlink(missing_ok=True)
+    ASKED.unlink(missing_ok=True)
     if not there:
         ANSWERS.parent.rmdir()
 
