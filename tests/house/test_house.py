@@ -71,6 +71,7 @@ STAGES = [
     "daemon",
     "firewalls",
     "doctor",
+    "mail",
     "cli",
 ]
 
