@@ -90,7 +90,7 @@ MODULES = /usr/lib/smtp-guard
 install-data:
 	$(call put,/usr/share/smtp-guard/policies,policies/*.toml)
 	$(call put,/usr/lib/systemd/catalog,units/*.catalog)
-	$(call put,$(UNIT_DIR),units/*.service)
+	$(call put,$(UNIT_DIR),units/*.service units/*.path)
 	$(call put,/usr/share/smtp-guard/examples,units/*.conf)
 	$(call put_as,/usr/lib/sysusers.d/smtp-guard.conf,units/smtp-guard.sysusers)
 	$(call put_as,/usr/lib/tmpfiles.d/smtp-guard.conf,units/smtp-guard.tmpfiles)

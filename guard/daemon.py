@@ -120,6 +120,9 @@ class Daemon(Service):
             self._scribe.tell(notice)
         if lost := self._guard.about().get("mail", {}).get("waiting"):
             self._scribe.tell(messages_lost(int(lost)))
+        if started.policy:
+            self.relay_by(started.policy)
+            self._guard.set_about(smart_host=self._smart_host.record())
         self.register(self._addresses, self._on_addresses)
         self.register(self._files, self._on_files)
         Before(self._guard, lambda: self._policy, self._scribe.tell).follow()
@@ -166,6 +169,8 @@ class Daemon(Service):
         self._watchman.put(policy)
         self.heed(policy)
         self.follow(policy)
+        self.relay_by(policy)
+        self._guard.set_about(smart_host=self._smart_host.record())
 
     def reload(self) -> None:
         """Read the policy file again and put it in force, or keep the old one."""
@@ -301,6 +306,12 @@ def command_line() -> argparse.ArgumentParser:
         help="also print what is journalled on standard output",
     )
     parser.add_argument(
+        "--resolve",
+        action="store_true",
+        help="do nothing but look up the smart host, for the guardd that asks for it; "
+        "this needs no privilege, and is what smtp-guard-names.service does",
+    )
+    parser.add_argument(
         "--version", action="version", version=f"smtp-guard {__version__}"
     )
     return parser
@@ -338,6 +349,11 @@ def _start(options: argparse.Namespace) -> Service:
 def main(arguments: list[str] | None = None) -> None:
     """Run guardd; exits with the status of errors.py on failure."""
     options = _options(arguments)
+    if options.resolve:
+        from guard import names  # guardd itself has no use for a library of DNS
+
+        names.run()
+        return
     try:
         daemon = _start(options)
         daemon.run()

@@ -23,6 +23,7 @@ from guard.ownerrules import examine as without_programs
 from guard.ownerrules import read_state
 from guard.policy import DEFAULT_PORTS
 from guard.requests import survey
+from guard.smarthost import describe, in_words
 from guard.tables import guarded_ports
 from guard.verify import verify
 
@@ -127,6 +128,22 @@ def _guard(pin_dir: Path) -> Iterator[Check]:
         )
     else:
         yield good("guardd", f"pid {pid}")
+    yield from _smart_host(guard)
+
+
+def _smart_host(guard: Guard) -> Iterator[Check]:
+    about = describe(guard.about().get("smart_host"))
+    if about is None:
+        return
+    if about["trouble"] or not about["addresses"]:
+        yield Check(
+            "smart host",
+            State.WARN,
+            in_words(about),
+            "what is known stays in force; systemctl status smtp-guard-names",
+        )
+    else:
+        yield good("smart host", in_words(about))
 
 
 def _php(guard: Guard) -> Check:

@@ -186,6 +186,18 @@ class MailTableError(PolicyError):
     refused = "table refused"
 
 
+class SrsError(GuardError):
+    """SRS: {}"""
+
+    exit_status = EX_CONFIG
+
+
+class DnsError(GuardError):
+    """name server: {}"""
+
+    exit_status = EX_TEMPFAIL
+
+
 class MailError(GuardError):
     """mail: {}"""
 

@@ -33,6 +33,7 @@ class Kind(enum.Enum):
     ENROLLED = "enrolled"
     CLOCK_SET = "clock-set"
     MESSAGE = "message"
+    SMART_HOST = "smart-host"
     REJECTED = "rejected"
     WOULD_REJECT = "would-reject"
     LIMITED = "limited"

@@ -66,6 +66,7 @@ MESSAGE_IDS: dict[Kind, str] = {
     Kind.ENROLLED: "1c8ad267a41a4662b3ee6a058f6e4deb",
     Kind.CLOCK_SET: "c07b04c833ab4f4188486a8ea8bce614",
     Kind.MESSAGE: "9ae8204ec22246afa6005ebf718d0d10",
+    Kind.SMART_HOST: "2169f63050b74e59aa52ccc8e48b6e51",
     Kind.REJECTED: "d82993ec3dab48c19a4cbf0a326cc3e7",
     Kind.WOULD_REJECT: "35f2ff00b54a4bc2aec247953618fae0",
     Kind.LIMITED: "0edaabf43b544256aea99c6779cefd6b",
@@ -74,7 +75,7 @@ MESSAGE_IDS: dict[Kind, str] = {
 NOTICES = frozenset(
     (Kind.LOST, Kind.POLICY_LOADED, Kind.POLICY_REFUSED, Kind.LOADED, Kind.UNLOADED)
     + (Kind.TAMPERED, Kind.ENROLLED, Kind.CLOCK_SET, Kind.LIMITED)
-    + (Kind.HANDED_IN,)
+    + (Kind.HANDED_IN, Kind.SMART_HOST)
 )
 _KINDS = {kind.value: kind for kind in Kind}
 

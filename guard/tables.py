@@ -334,6 +334,7 @@ _RECORD: dict[str, type | tuple[type, ...]] = {
     "backstop": dict,
     "before": dict,
     "mail": dict,
+    "smart_host": dict,
 }
 
 

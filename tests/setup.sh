@@ -25,6 +25,8 @@ packages+=(
 	python3-pytest ruby sasl2-bin shellcheck strace swaks systemd systemtap-sdt-dev
 	util-linux
 )
+# A name server, rewritten senders, and who checks SPF.
+packages+=(bind9 bind9-utils postfix-policyd-spf-python postsrsd python3-spf)
 # What reads the man pages, and the shells that complete.
 packages+=(fish man-db mandoc zsh)
 # What tests/vm makes and runs guests with.

@@ -7,6 +7,7 @@ import click
 
 from guard.cli.mail_doctor import doctor
 from guard.cli.mail_smart_host import smart_host
+from guard.cli.mail_spf import spf
 from guard.cli.mail_table import apply, check, plan, revert, show
 from guard.cli.mail_transport import transport
 
@@ -16,6 +17,7 @@ Examples:
   guardctl mail apply
   guardctl mail smart-host set "[mail.relay.example]:587" someuser
   guardctl mail transport set yahoo.com relaylim
+  guardctl mail spf example.com
   guardctl mail doctor
 """
 
@@ -25,5 +27,5 @@ def command() -> None:
     """Set up Postfix from /etc/smtp-guard/mail.toml, and take that back."""
 
 
-for verb in (plan, apply, check, revert, show, smart_host, transport, doctor):
+for verb in (plan, apply, check, revert, show, smart_host, transport, spf, doctor):
     command.add_command(verb)

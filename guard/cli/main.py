@@ -28,6 +28,7 @@ PIN_DIR = Path("/sys/fs/bpf/smtp-guard")
 VERBS = {
     "who-connected": "who connected where, from the journal",
     "who-sent": "who sent a message, by its queue id or Message-ID",
+    "srs": "whose a rewritten sender is, and is it genuine",
     "limits": "how much each origin has sent by the mail server, and may",
     "token-key": "make a new key for the header that leads from a mail to its sender",
     "watch": "findings as they come",

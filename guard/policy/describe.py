@@ -43,7 +43,8 @@ def conditions(rule: Rule) -> dict[str, list[str]]:
     _names(found, "user", rule.uids, user_name)
     _names(found, "group", rule.gids, group_name)
     if rule.to is not None:
-        found["to"] = list(map(str, rule.to))
+        found["to"] = ["smart-host"] if rule.smart else []
+        found["to"] += map(str, rule.to)
     if rule.ports is not None:
         found["ports"] = list(map(str, rule.ports))
     return found
@@ -108,8 +109,22 @@ def policy_json(policy: Policy) -> dict[str, object]:
         "tamper": "repair" if policy.repair else "report",
         "self_protection": policy.protection.name.lower(),
         "require": "bpf" if policy.needs_bpf else "any",
+        "smart_host": smart_host_json(policy),
         "rules": [rule_json(policy, rule) for rule in policy.rules],
         "warnings": [problem.as_json() for problem in policy.warnings],
+    }
+
+
+def smart_host_json(policy: Policy) -> dict[str, object] | None:
+    """Give the smart host and its addresses as a JSON object; None: no rule asks."""
+    if policy.known is None:
+        return None
+    host = policy.smart_host
+    return {
+        "name": str(host) if host else None,
+        "source": host.source if host else None,
+        "addresses": list(map(str, policy.known.addresses)),
+        "error": policy.known.error,
     }
 
 

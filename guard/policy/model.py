@@ -89,6 +89,7 @@ class Rule:
     folders: tuple[Path, ...] | None = None  # LOCAL: where login is not asked for
     file: str = ""
     line: int | None = None
+    smart: bool = False  # to and ports are the smart host's
 
     @property
     def label(self) -> str:
@@ -184,6 +185,28 @@ class Mta:
 
 
 @dataclass(frozen=True, slots=True)
+class SmartHost:
+    """The one relay by which all mail leaves; str() writes it as Postfix does."""
+
+    host: str  # in lower case, or an address
+    port: int
+    mx: bool  # its mail exchangers are meant: not in brackets
+    source: str  # policy, postfix
+
+    def __str__(self) -> str:
+        """Write it as relayhost has it."""
+        return f"{self.host if self.mx else f'[{self.host}]'}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is known of a smart host's addresses."""
+
+    addresses: tuple[Address, ...] = ()  # in order, IPv4 first
+    error: str = ""  # why the last try to look it up failed
+
+
+@dataclass(frozen=True, slots=True)
 class Policy:
     """All that a policy file and its includes say."""
 
@@ -201,6 +224,8 @@ class Policy:
     repair: bool = True  # what somebody changes in the kernel is put back
     protection: Protection = Protection.OFF  # of who changes it, by the LSM
     needs_bpf: bool = False  # without kernel programs it is not put in force
+    smart_host: SmartHost | None = None  # None too where no rule asks for it
+    known: Known | None = None  # None: no rule asks for it
     sha256: bytes = bytes(32)  # of all files, in the order read
     files: tuple[Path, ...] = ()  # the policy file first, then its includes
     exes: frozenset[Path] = frozenset()  # as named, and every link on the way

@@ -40,7 +40,7 @@ PACKAGES = (
 BESIDE = (
     "postfix", "swaks", "dbus", "firewalld", "conntrack", "ca-certificates",
     "systemd-container", "uidmap", "slirp4netns", "passt", "python3-aiosmtpd",
-    "python3-bpfcc", "php-cli", "php-fpm",
+    "python3-bpfcc", "php-cli", "php-fpm", "dnsmasq-base",
 )  # fmt: skip
 DRIVERS = ("virtio_pci", "virtio_blk", "ext4")
 UNREAD = ("usr/share/doc", "usr/share/man", "usr/share/locale", "var/lib/apt/lists")
