@@ -15,13 +15,13 @@ from guard.abi import Mode
 from guard.checks import Check, State, good
 from guard.errors import GuardError, KernelError, NotLoaded
 from guard.firewalls import firewalls, run
-from guard.force import daemon_pid
 from guard.journal import SOCKET
 from guard.kernel import Guard
 from guard.needs import needs
 from guard.ownerrules import examine as without_programs
 from guard.ownerrules import read_state
 from guard.policy import DEFAULT_PORTS
+from guard.serving import daemon_pid
 from guard.tables import guarded_ports
 from guard.verify import verify
 

@@ -30,6 +30,7 @@ from guard.kernel import Guard, find_cgroup2, is_loaded, remains
 from guard.pins import ensure_bpffs
 from guard.policy import Policy, compile_rows
 from guard.privileges import KERNEL, missing
+from guard.serving import this_process
 from guard.tables import FileIdentity
 
 _OTHERS_WRITE = 0o022
@@ -284,34 +285,7 @@ def loaded_notice(guard: Guard, adopted: bool) -> Notice:
 
 def record_daemon(guard: Guard) -> None:
     """Record this process as the guardd that serves the guard."""
-    pid = os.getpid()
-    guard.set_about(pid=pid, pid_ticks=start_ticks(pid), started=time.time())
-
-
-def daemon_pid(guard: Guard) -> int | None:
-    """Give the pid of the guardd that serves the guard; None: none runs.
-
-    A guardd that was killed leaves its record, and its number may be another
-    process's by now: the time of its start tells.
-    """
-    about = guard.about()
-    try:
-        pid = int(about["pid"])
-        return pid if start_ticks(pid) == about["pid_ticks"] else None
-    except (KeyError, FileNotFoundError, ProcessLookupError):
-        return None
-
-
-def start_ticks(pid: int) -> int:
-    """Give when a process started, in clock ticks since boot: proc_pid_stat(5).
-
-    Not psutil's create_time(), which moves when the clock is set.
-    """
-    fields = Path(f"/proc/{pid}/stat").read_text(errors="replace")
-    state, *rest = fields.rpartition(")")[2].split()
-    if state == "Z":  # killed, and nobody has asked how it ended
-        raise ProcessLookupError(pid)
-    return int(rest[18])
+    guard.set_about(**this_process(), started=time.time())
 
 
 def abandoned_notice(size: int) -> Notice:

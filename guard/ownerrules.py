@@ -25,9 +25,10 @@ from guard.backstop.owner import untold
 from guard.checks import Check, State, good
 from guard.errors import AlreadyRunning, BackstopError, GuardError, NoPrograms
 from guard.finding import Kind, Notice
-from guard.force import policy_notice, refusal_notice, start_ticks
+from guard.force import policy_notice, refusal_notice
 from guard.kernel import remains
 from guard.policy import Policy
+from guard.serving import process_of, this_process
 
 STATE_DIR = Path("/run/smtp-guard")
 
@@ -35,6 +36,10 @@ STATE_DIR = Path("/run/smtp-guard")
 def state_file(pin_dir: Path) -> Path:
     """Give where it is recorded what is in force in this design."""
     return STATE_DIR / f"{pin_dir.name}.json"
+
+
+def _lock_file(pin_dir: Path) -> Path:
+    return state_file(pin_dir).with_suffix(".lock")
 
 
 def read_state(pin_dir: Path) -> dict[str, Any] | None:
@@ -45,19 +50,16 @@ def read_state(pin_dir: Path) -> dict[str, Any] | None:
         return None
 
 
-def served_by(path: Path) -> int | None:
+def served_by(pin_dir: Path) -> int | None:
     """Give the pid of the guardd that serves such a record; None: it has ended."""
-    try:
-        state = json.loads(path.read_text())
-        pid = int(state["pid"])
-        return pid if start_ticks(pid) == state["pid_ticks"] else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    record, lock = read_state(pin_dir) or {}, _lock_file(pin_dir)
+    with process_of(record, STATE_DIR, lock) as found:
+        return found[0] if found else None
 
 
 def not_served(pin_dir: Path) -> None:
     """Raise AlreadyRunning while a guardd of this design serves the host."""
-    if (pid := served_by(state_file(pin_dir))) is not None:
+    if (pid := served_by(pin_dir)) is not None:
         raise AlreadyRunning(
             f"this host without kernel programs (pid {pid})",
             hint="stop it first: systemctl stop smtp-guard",
@@ -74,7 +76,7 @@ def examine(state: dict[str, Any], pin_dir: Path) -> Iterator[Check]:
         'require = "bpf" in the policy refuses this',
     )
     yield compare(state.get("backstop") or {}, pin_dir)
-    pid = served_by(state_file(pin_dir))
+    pid = served_by(pin_dir)
     if pid is None:
         yield Check(
             "guardd",
@@ -100,7 +102,7 @@ def only_one_owner(pin_dir: Path) -> Iterator[None]:
     STATE_DIR.mkdir(mode=0o755, exist_ok=True)
     # no more than to read it: it may be another user's, root's or guardd's
     flags = os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-    lock = os.open(state_file(pin_dir).with_suffix(".lock"), flags, 0o644)
+    lock = os.open(_lock_file(pin_dir), flags, 0o644)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
@@ -165,7 +167,7 @@ class OwnerRules:
         new.rename(self._state_file)
 
     def _state(self) -> dict[str, Any]:
-        pid = os.getpid()
+        served = this_process() if self.served else {"pid": None, "pid_ticks": None}
         return {
             "design": "owner",
             "why": self.why,
@@ -178,8 +180,7 @@ class OwnerRules:
             "weaker": [
                 {"rule": rule.label, "what": what} for rule, what in untold(self.policy)
             ],
-            "pid": pid if self.served else None,
-            "pid_ticks": start_ticks(pid) if self.served else None,
+            **served,
             "version": __version__,
         }
 

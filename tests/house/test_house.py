@@ -34,6 +34,7 @@ STAGES = [
     "checks",
     "needs",
     "kernel",
+    "serving",
     "lsm",
     "ring",
     "makers",
