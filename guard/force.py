@@ -27,6 +27,7 @@ from guard.errors import (
 from guard.finding import Kind, Notice
 from guard.hosts import own_addresses
 from guard.kernel import Guard, find_cgroup2, is_loaded, remains
+from guard.needs import passes
 from guard.pins import ensure_bpffs
 from guard.policy import Policy, compile_rows
 from guard.privileges import KERNEL, missing
@@ -161,7 +162,7 @@ def programs_or_none(pin_dir: Path) -> Iterator[None]:
     except KernelError as error:
         if there:
             raise
-        raise NoPrograms(error, hint=error.hint) from None
+        raise NoPrograms(error, hint=error.hint, passing=passes(error)) from None
 
 
 @contextlib.contextmanager

@@ -42,6 +42,16 @@ def _lock_file(pin_dir: Path) -> Path:
     return state_file(pin_dir).with_suffix(".lock")
 
 
+def write_anew(path: Path, text: str) -> None:
+    """Write a file in STATE_DIR, in place of what is there. Raises OSError."""
+    new = path.with_name(f"{path.name}.new")
+    new.unlink(missing_ok=True)
+    # x: root writes into a folder of guardd's user, who could put a link there
+    with new.open("x") as stream:
+        stream.write(text)
+    new.rename(path)
+
+
 def read_state(pin_dir: Path) -> dict[str, Any] | None:
     """Give what is recorded to be in force in this design; None: nothing."""
     try:
@@ -59,7 +69,7 @@ def served_by(pin_dir: Path) -> int | None:
 
 def not_served(pin_dir: Path) -> None:
     """Raise AlreadyRunning while a guardd of this design serves the host."""
-    if (pid := served_by(pin_dir)) is not None:
+    if (pid := served_by(pin_dir)) not in (None, os.getpid()):
         raise AlreadyRunning(
             f"this host without kernel programs (pid {pid})",
             hint="stop it first: systemctl stop smtp-guard",
@@ -126,6 +136,7 @@ class OwnerRules:
         self.why = why
         self.refusal: GuardError | None = None  # why the file is not in force
         self.served = False  # by this process, which goes on
+        self.passing = False  # why there are none may pass
         self._file = file.absolute()
         self._state_file = state_file(pin_dir)
 
@@ -148,6 +159,7 @@ class OwnerRules:
         if policy.needs_bpf:
             raise NoPrograms(
                 self.why,
+                passing=self.passing,
                 hint='the policy says require = "bpf"; guardctl doctor tells what '
                 "this host lacks",
             )
@@ -159,15 +171,12 @@ class OwnerRules:
 
     def record(self) -> None:
         """Write down what is in force, for guardctl and the next guardd."""
-        new = self._state_file.with_suffix(".new")
-        new.unlink(missing_ok=True)
-        # x: root writes into a folder of guardd's user, who could put a link there
-        with new.open("x") as stream:
-            json.dump(self._state(), stream)
-        new.rename(self._state_file)
+        write_anew(self._state_file, json.dumps(self._state()))
 
     def _state(self) -> dict[str, Any]:
-        served = this_process() if self.served else {"pid": None, "pid_ticks": None}
+        served: dict[str, int | None] = {"pid": None, "pid_ticks": None}
+        if self.served:
+            served.update(this_process())
         return {
             "design": "owner",
             "why": self.why,
@@ -221,6 +230,22 @@ def load_owner_rules(
         return rules.bring_up(), rules.refusal
 
 
+def programs_notice(why: str) -> Notice:
+    """Make the finding that kernel programs can be loaded now, which could not be."""
+    return Notice(
+        Kind.LOADED,
+        time.time_ns() // 1000,
+        f"kernel programs can be loaded by now, and are (before: {why}); the rules of "
+        "netfilter stay until then"[:2000],
+        fields={"VERSION": __version__, "DESIGN": "owner"},
+    )
+
+
 def no_programs(error: GuardError) -> str:
     """Say in one line why the owner design is what there is."""
-    return str(error.args[0]).splitlines()[0][:300]
+    return one_line(str(error.args[0]))
+
+
+def one_line(why: str) -> str:
+    """Shorten a reason for records and the status."""
+    return why.splitlines()[0][:300]

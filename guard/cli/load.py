@@ -17,6 +17,7 @@ from guard.ownerrules import load_owner_rules, no_programs, not_served, state_fi
 from guard.policy import DEFAULT_FILE
 from guard.preexisting import Before
 from guard.text import json_text, printable_lines
+from guard.told import forget, is_news
 
 _EXAMPLES = """\b
 Examples:
@@ -76,7 +77,8 @@ def command(
     except NotBpffs:  # what is wrong is --pin-dir
         raise
     except (PolicyError, NoPrograms, KernelError, BackstopError) as error:
-        if not remains(pin_dir) and not state_file(pin_dir).exists():
+        nothing = not remains(pin_dir) and not state_file(pin_dir).exists()
+        if nothing and is_news(pin_dir, str(error)):
             tell_journal([nothing_notice(error, policy)])
         raise
 
@@ -86,6 +88,7 @@ def _load_programs(
 ) -> None:
     with for_programs(pin_dir, cgroup) as folder:
         start = bring_up(pin_dir, folder, policy)
+        forget(pin_dir)
         # what was in force without programs was replaced
         state_file(pin_dir).unlink(missing_ok=True)
         _tell(start.notices(policy.absolute()), as_json)
