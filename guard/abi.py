@@ -447,6 +447,7 @@ LAYOUTS: dict[str, type[c.Structure]] = {
 }
 
 
+@lru_cache(maxsize=4096)
 def pack_address(text: str) -> bytes:
     """Turn an address as text into the contract's 16 bytes.
 

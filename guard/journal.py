@@ -33,7 +33,7 @@ from guard.lists import (
     read_makers,
     read_parents,
 )
-from guard.mailfields import message_lines, read_message
+from guard.mailfields import RENAMED, message_lines, read_message
 from guard.message import mail_message, message, priority
 from guard.text import printable
 from guard.values import end, number, text, time_us
@@ -135,6 +135,7 @@ _REQUIRED = tuple((a, f, how) for a, f, how in _COLUMNS if a not in _MAY_MISS)
 _OPTIONAL = tuple((a, f, how) for a, f, how in _COLUMNS if a in _MAY_MISS)
 _values = attrgetter(*(attribute for attribute, _, _ in _COLUMNS))
 _FORMS = tuple(f"{field}=%s" for _, field, _ in _COLUMNS)
+_ORIGIN_FORMS = tuple(f"{RENAMED.get(field, field)}=%s" for _, field, _ in _COLUMNS)
 
 
 # ---- writing
@@ -164,14 +165,20 @@ def _finding_lines(finding: Finding) -> list[str]:
         # process that is gone it may be another's by now. Ours are the truth.
         f"OBJECT_PID={finding.pid}",
         f"SMTPGUARD_KIND={kind.value}",
-        f"SMTPGUARD_DST_ADDR={finding.dst[0]}",
-        f"SMTPGUARD_DST_PORT={finding.dst[1]}",
     ]
-    entry += [
+    entry += _named(_FORMS, finding)
+    return entry
+
+
+def _named(forms: tuple[str, ...], finding: Finding) -> list[str]:
+    """Give what is known of a connect(), its columns by these names."""
+    entry = [
         form % value
-        for form, value in zip(_FORMS, _values(finding), strict=True)
+        for form, value in zip(forms, _values(finding), strict=True)
         if value is not None
     ]
+    entry.append(f"SMTPGUARD_DST_ADDR={finding.dst[0]}")
+    entry.append(f"SMTPGUARD_DST_PORT={finding.dst[1]}")
     if finding.src:
         entry.append(f"SMTPGUARD_SRC_ADDR={finding.src[0]}")
         entry.append(f"SMTPGUARD_SRC_PORT={finding.src[1]}")
@@ -200,8 +207,15 @@ def _mail_lines(found: Message) -> list[str]:
         "PRIORITY=6",
         f"SYSLOG_IDENTIFIER={IDENTIFIER}",
         f"SMTPGUARD_KIND={Kind.MESSAGE.value}",
-        *message_lines(found, _finding_lines(found.origin) if found.origin else []),
+        *message_lines(found),
+        *(_origin_lines(found.origin) if found.origin else ()),
     ]
+
+
+def _origin_lines(origin: Finding) -> list[str]:
+    """Give a finding's own lines, by other names where the message needs the name."""
+    kind = f"{RENAMED['SMTPGUARD_KIND']}={origin.kind.value}"
+    return [kind, f"OBJECT_PID={origin.pid}", *_named(_ORIGIN_FORMS, origin)]
 
 
 def _notice_lines(notice: Notice) -> list[str]:

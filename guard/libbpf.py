@@ -207,9 +207,10 @@ class Map:
         self.key_size: int = about.key_size
         self.value_size: int = about.value_size
         self.max_entries: int = about.max_entries
-        self._read_size = self.value_size
+        read_size = self.value_size
         if self.type in (5, 6, 10):  # BPF_MAP_TYPE_PERCPU_HASH, _ARRAY, LRU_PERCPU
-            self._read_size = (self.value_size + 7) // 8 * 8 * possible_cpus()
+            read_size = (self.value_size + 7) // 8 * 8 * possible_cpus()
+        self._buffer = c.c_char * read_size
 
     def __del__(self) -> None:
         os.close(self.fd)
@@ -217,7 +218,7 @@ class Map:
     def get(self, key: bytes) -> bytes | None:
         """Read one value (of every CPU, for a per-CPU map); None: no such key."""
         # of this call alone: threads share a Map, and ctypes lets go of the GIL
-        buffer = c.create_string_buffer(self._read_size)
+        buffer = self._buffer()
         result = _lib.bpf_map_lookup_elem(self.fd, key, buffer)
         if result == -errno.ENOENT:
             return None

@@ -27,16 +27,15 @@ _COLUMNS: tuple[tuple[str, str, Callable[[Any], Any]], ...] = (
 _values = attrgetter(*(attribute for attribute, _, _ in _COLUMNS))
 # What a finding calls by a name that the message needs for itself. Its number too:
 # delivery.py knows the entry of a connect() by it.
-_RENAMED = {
+RENAMED = {
     "SMTPGUARD_KIND": "SMTPGUARD_CONNECT_KIND",
     "SMTPGUARD_TIME_US": "SMTPGUARD_CONNECT_US",
     "SMTPGUARD_SEQ": "SMTPGUARD_CONNECT_SEQ",
 }
-_HEAD = ("MESSAGE", "MESSAGE_ID", "PRIORITY", "SYSLOG_IDENTIFIER")
 
 
-def message_lines(found: Message, origin: list[str]) -> list[str]:
-    """Give the "NAME=value" texts; origin: those of the origin's own entry."""
+def message_lines(found: Message) -> list[str]:
+    """Give the "NAME=value" texts of all but the origin."""
     lines = [
         f"{field}={value}"
         for (_, field, _), value in zip(_COLUMNS, _values(found), strict=True)
@@ -47,10 +46,6 @@ def message_lines(found: Message, origin: list[str]) -> list[str]:
             lines.append(f"SMTPGUARD_{which}_PORT={where[1]}")
     if found.unknown:
         lines.append(f"SMTPGUARD_UNKNOWN={found.unknown}")
-    for line in origin:
-        name, _, value = line.partition("=")
-        if name not in _HEAD:
-            lines.append(f"{_RENAMED.get(name, name)}={value}")
     return lines
 
 
@@ -64,7 +59,7 @@ def read_message(
     origin = None
     if "SMTPGUARD_CONNECT_KIND" in entry:
         origin = read_origin(
-            {**entry, **{name: entry[by] for name, by in _RENAMED.items()}}
+            {**entry, **{name: entry[by] for name, by in RENAMED.items()}}
         )
     unknown = text(entry.get("SMTPGUARD_UNKNOWN", ""))
     if bool(unknown) == bool(origin) or unknown not in ("", *UNKNOWN):

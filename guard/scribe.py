@@ -27,6 +27,8 @@ from guard.ring import LOSSES, Losses, Ring, finished_repeats
 from guard.touched import touched_notice
 
 _POLL_MS = 200
+# Events come in company: a wake-up for each would cost more than to write it.
+_GATHER_SECONDS = 0.01
 _LOOK_SECONDS = 1.0  # for finished windows and losses
 # Under a flood there is always one more event: look up after so many.
 _BATCH = 1024
@@ -146,8 +148,10 @@ class Scribe(Clerk):
         """Thread body."""
         look_at = time.monotonic()
         while not self._stopping.is_set():
-            self._ring.poll(_POLL_MS, _BATCH)
+            handled = self._ring.poll(_POLL_MS, _BATCH)
             self._write_notices()
+            if 0 < handled < _BATCH:
+                self._stopping.wait(_GATHER_SECONDS)
             if time.monotonic() >= look_at:
                 look_at = time.monotonic() + _LOOK_SECONDS
                 self._look_or_complain()

@@ -17,6 +17,7 @@ import struct
 import threading
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -291,13 +292,18 @@ class Tables:
         and was accepted, else the last of these ends that was, else one whose
         answer has yet to arrive (TCP Fast Open).
         """
-        key = _owner_key(src, dst, None)
+        key = _owner_key(src, dst, self._own_netns)
         now = self._event("owners", key)
         if now and now.established_ns:
             return now
         gone = self._event("departed", key)
         since_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - _LATE_NS
         return gone if gone and gone.ended_ns >= since_ns else now
+
+    @cached_property
+    def _own_netns(self) -> int:
+        """guardd stays where it is, and sender() is asked for each message."""
+        return netns_cookie()
 
     def _event(self, name: str, key: bytes) -> event.Event | None:
         raw = self.map(name).get(key)
