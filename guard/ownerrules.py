@@ -60,6 +60,14 @@ def read_state(pin_dir: Path) -> dict[str, Any] | None:
         return None
 
 
+def stands(pin_dir: Path) -> bool:
+    """Tell whether anything guards this host, of either design, whole or not.
+
+    Raises KernelError where this process may not look.
+    """
+    return remains(pin_dir) or state_file(pin_dir).exists()
+
+
 def served_by(pin_dir: Path) -> int | None:
     """Give the pid of the guardd that serves such a record; None: it has ended."""
     record, lock = read_state(pin_dir) or {}, _lock_file(pin_dir)

@@ -23,8 +23,7 @@ from guard.errors import GuardError, JournalError, KernelError, NoPrograms, Poli
 from guard.filewatch import FileWatch
 from guard.force import nothing_notice
 from guard.journal import JournalWriter
-from guard.kernel import remains
-from guard.ownerrules import state_file
+from guard.ownerrules import stands
 from guard.policy.files import links_on_the_way
 from guard.service import CAUGHT, Service
 from guard.told import is_news
@@ -102,9 +101,8 @@ class Waiting(Service):
 
     def _stands(self) -> bool:
         """Tell whether something was put in force before, as far as one may look."""
-        pin_dir = self._options.pin_dir
         try:
-            return remains(pin_dir) or state_file(pin_dir).exists()
+            return stands(self._options.pin_dir)
         except GuardError:
             return True
 

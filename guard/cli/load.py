@@ -12,8 +12,13 @@ from guard.cli.notices import tell_journal
 from guard.errors import BackstopError, KernelError, NoPrograms, NotBpffs, PolicyError
 from guard.finding import Finding, Kind, Notice
 from guard.force import bring_up, for_programs, nothing_notice
-from guard.kernel import remains
-from guard.ownerrules import load_owner_rules, no_programs, not_served, state_file
+from guard.ownerrules import (
+    load_owner_rules,
+    no_programs,
+    not_served,
+    stands,
+    state_file,
+)
 from guard.policy import DEFAULT_FILE
 from guard.preexisting import Before
 from guard.text import json_text, printable_lines
@@ -77,8 +82,7 @@ def command(
     except NotBpffs:  # what is wrong is --pin-dir
         raise
     except (PolicyError, NoPrograms, KernelError, BackstopError) as error:
-        nothing = not remains(pin_dir) and not state_file(pin_dir).exists()
-        if nothing and is_news(pin_dir, str(error)):
+        if not stands(pin_dir) and is_news(pin_dir, str(error)):
             tell_journal([nothing_notice(error, policy)])
         raise
 
