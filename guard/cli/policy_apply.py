@@ -32,6 +32,7 @@ Examples:
   guardctl --pin-dir /sys/fs/bpf/lab policy apply lab.toml
 """
 _SECONDS = 15.0  # that guardd may take
+_LOCK_SECONDS = 60.0  # that others who apply may take
 
 
 @click.command(epilog=_EXAMPLES)
@@ -74,16 +75,34 @@ def apply(pin_dir: Path, file: Path | None, as_json: bool) -> None:
 
 @contextlib.contextmanager
 def _one_at_a_time(folder: Path) -> Iterator[None]:
-    """Wait for another apply to this folder: file and kernel must stay a pair."""
+    """Wait for another apply to this folder: file and kernel must stay a pair.
+
+    Not for ever: whoever may read the folder can hold that lock.
+    """
     try:
         fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise NotApplied(f"{folder}: {error.strerror}") from None
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
+        end = time.monotonic() + _LOCK_SECONDS
+        while not _locked(fd):
+            if time.monotonic() > end:
+                raise NotApplied(
+                    f"{folder} is locked by another process",
+                    hint=f"find it: lslocks; ls -di {shlex.quote(str(folder))} tells "
+                    "the inode",
+                )
+            time.sleep(0.05)
         yield
     finally:
         os.close(fd)
+
+
+def _locked(fd: int) -> bool:
+    with contextlib.suppress(BlockingIOError):
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    return False
 
 
 def _may_be_replaced(guard: Guard, file: Path, target: Path) -> None:

@@ -7,6 +7,7 @@ it likes. The control of each is the same record among pins of root's own.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
@@ -129,6 +130,23 @@ def test_root_replaces_no_file_at_that_users_word(
     assert victim.read_text() == ENFORCE
     assert site.denied(), "and nothing else is in force"
     assert [p.name for p in victim.parent.iterdir() if p.name.startswith(".")] == []
+
+
+def test_a_user_who_locks_the_folder_holds_nobody_up_for_ever(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(policy_apply, "_LOCK_SECONDS", 0.2)
+    site.load()
+    site.policy.write_text(OBSERVE)
+    folder = os.open(site.policy.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        answer = site.ctl("policy", "apply")
+        assert answer.status == NOT_APPLIED and "is locked by" in answer.text, answer
+        assert site.denied(), "the old one is in force"
+    finally:
+        os.close(folder)
+    assert site.ctl("policy", "apply").status == 0, "the control: it was the lock"
 
 
 def test_a_fifo_for_a_folder_holds_nobody_up(site: Site) -> None:
