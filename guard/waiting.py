@@ -51,6 +51,7 @@ def begin_anew(asked: bool) -> NoReturn:
     asked: somebody changed something, so that it is a first try. Signals that come
     meanwhile wait for Service.catch_signals().
     """
+    sd.notify("WATCHDOG=1")  # which goes on counting while the next run begins
     os.environ[_TRIES] = "0" if asked else str(tries() + 1)
     signal.pthread_sigmask(signal.SIG_BLOCK, CAUGHT)
     with contextlib.suppress(OSError):
@@ -114,14 +115,15 @@ class Waiting(Service):
     def run(self) -> None:
         """Wait until it is worth another try, or for SIGTERM or SIGINT."""
         what = "NOT IN FORCE, outbound SMTP is open to every process"
-        if self._stands():
+        if stood := self._stands():
             what = "what is in force stays, and nobody journals"
         sd.notify(f"STATUS={what}: {self._error}")
         sd.notify("READY=1")
         while not self.over:
             sd.notify("WATCHDOG=1")
             self.wait(1.0)
-            if signal.SIGHUP in self._signals:
+            loaded = not stood and self._stands()  # by guardctl, and to be served
+            if loaded or signal.SIGHUP in self._signals:
                 self.asked = self.anew = True
             elif time.monotonic() >= self._try_at:
                 self.anew = True

@@ -98,6 +98,20 @@ def test_what_is_in_force_stays_while_it_waits(site: Site) -> None:
     assert site.connect().denied == 1
 
 
+def test_what_somebody_loads_meanwhile_is_served(site: Site) -> None:
+    guardd = waiting(site, "nonsense")
+    good = site.folder / "good.toml"
+    good.write_text(policy(site.port))
+    argv = [sys.executable, "-m", "guard.cli.main", "--pin-dir", str(site.pin_dir)]
+    argv += ["load", "--policy", str(good), "--cgroup", str(site.cgroup)]
+    done = subprocess.run(argv, cwd=CHECKOUT, capture_output=True, text=True)
+    assert done.returncode == 0, done
+    guardd.until(lambda: guardd.status.startswith("enforce"), "STATUS")
+    assert "the old one is in force" in guardd.status
+    assert site.connect().denied == 1
+    guardd.until(lambda: site.entries("denied"), "the finding")
+
+
 def test_it_ends_when_it_is_told_to(site: Site) -> None:
     assert waiting(site, "nonsense").end() == 0
 
