@@ -39,8 +39,9 @@ from guard.force import (
     record_daemon,
     refusal_notice,
 )
-from guard.hosts import AddressNews, own_addresses
+from guard.hosts import AddressNews, is_own, own_addresses
 from guard.makers import Makers
+from guard.mta.limits import counts_file
 from guard.mta.policy_service import PolicyService
 from guard.ownerrules import no_programs, not_served, state_file
 from guard.pins import DEFAULT_PIN_DIR
@@ -80,7 +81,8 @@ class Daemon(Service):
         # what was in force without programs was replaced
         state_file(options.pin_dir).unlink(missing_ok=True)
         self._addresses = AddressNews()
-        self._guard.set_hosts(own_addresses())  # once more: now none is missed
+        self._own = own_addresses()  # once more: now none is missed
+        self._guard.set_hosts(self._own)
         self._files = FileWatch()
         self._policy = started.policy
         if started.policy:
@@ -100,9 +102,15 @@ class Daemon(Service):
         self._witness = Witness(self._naming, self._scribe.tell, makers)
         if started.policy:
             self.heed(started.policy)
-        self._mail = PolicyService(self._guard.sender, self._naming, self._scribe.tell)
+        self._mail = PolicyService(
+            self._guard.sender,
+            self._naming,
+            self._scribe.tell,
+            lambda address: is_own(address, self._own),
+            counts_file(options.pin_dir),
+        )
         if started.policy:
-            self._mail.serve(started.policy.mta.socket)
+            self._mail.serve(started.policy)
         self._mail.start()
         for notice in (*changed, *started.notices(options.policy)):
             self._scribe.tell(notice)
@@ -113,7 +121,8 @@ class Daemon(Service):
     def _on_addresses(self) -> None:
         self._addresses.drain()
         try:
-            self._guard.set_hosts(own_addresses())
+            self._own = own_addresses()
+            self._guard.set_hosts(self._own)
         except KernelError as error:  # E2BIG: those that fit are in
             sys.stderr.write(f"guardd: addresses of this host: {error.report()}\n")
 
@@ -143,10 +152,11 @@ class Daemon(Service):
         since_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         self._policy = policy
         lastpolicy.keep(policy)
-        self._mail.serve(policy.mta.socket)
+        # before Postfix is answered by them
+        self._naming.use_rules(since_ns, policy.rule_name)
+        self._mail.serve(policy)
         self._watchman.put(policy)
         self.heed(policy)
-        self._naming.use_rules(since_ns, policy.rule_name)
         self.follow(policy)
 
     def reload(self) -> None:
@@ -194,6 +204,7 @@ class Daemon(Service):
             parts.append("new policy refused, the old one is in force")
         if self._mail.trouble:
             parts.append(f"Postfix is not answered: {self._mail.trouble}")
+        parts += self._mail.doubts
         if self._keeper.lacking:
             parts.append(f"no second lock: {self._keeper.why}")
         self.say(parts)

@@ -33,6 +33,9 @@ class Kind(enum.Enum):
     ENROLLED = "enrolled"
     CLOCK_SET = "clock-set"
     MESSAGE = "message"
+    REJECTED = "rejected"
+    WOULD_REJECT = "would-reject"
+    LIMITED = "limited"
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,8 +145,21 @@ class Message:
     server: tuple[str, int] | None  # likewise, of the host's own end
     origin: Finding | None  # the connection it came by; None: of no process known
     unknown: str = ""  # why that is so: one of UNKNOWN
-    kind: Kind = Kind.MESSAGE
+    kind: Kind = Kind.MESSAGE  # or REJECTED, WOULD_REJECT
+    answer: str = "dunno"  # or defer, hold, reject: the policy's, whatever the mode
+    reason: str = ""  # of the answer: one of REASONS, "" where there is none
+    limit: str = ""  # the name of the limit that it is beyond
+    token: str = ""  # in its header
 
+
+MAIL = frozenset((Kind.MESSAGE, Kind.REJECTED, Kind.WOULD_REJECT))
+
+# Why a message is refused or held, or would be.
+REASONS = {
+    "no-login": "a program of this host that has not logged in and that no rule names",
+    "unknown-origin": "a program of this host, not known which, that has not logged in",
+    "limit": "beyond the limit",
+}
 
 # Why a message has no origin, and what that means.
 UNKNOWN = {

@@ -25,7 +25,7 @@ from operator import attrgetter
 from typing import Any, TypeAlias
 
 from guard.errors import JournalError
-from guard.finding import Finding, Kind, Message, Notice
+from guard.finding import MAIL, Finding, Kind, Message, Notice
 from guard.lists import (
     makers_json,
     parents_json,
@@ -34,7 +34,7 @@ from guard.lists import (
     read_parents,
 )
 from guard.mailfields import RENAMED, message_lines, read_message
-from guard.message import mail_message, message, priority
+from guard.message import mail_message, mail_priority, message, priority
 from guard.text import printable
 from guard.values import end, number, text, time_us
 
@@ -66,10 +66,13 @@ MESSAGE_IDS: dict[Kind, str] = {
     Kind.ENROLLED: "1c8ad267a41a4662b3ee6a058f6e4deb",
     Kind.CLOCK_SET: "c07b04c833ab4f4188486a8ea8bce614",
     Kind.MESSAGE: "9ae8204ec22246afa6005ebf718d0d10",
+    Kind.REJECTED: "d82993ec3dab48c19a4cbf0a326cc3e7",
+    Kind.WOULD_REJECT: "35f2ff00b54a4bc2aec247953618fae0",
+    Kind.LIMITED: "0edaabf43b544256aea99c6779cefd6b",
 }
 NOTICES = frozenset(
     (Kind.LOST, Kind.POLICY_LOADED, Kind.POLICY_REFUSED, Kind.LOADED, Kind.UNLOADED)
-    + (Kind.TAMPERED, Kind.ENROLLED, Kind.CLOCK_SET)
+    + (Kind.TAMPERED, Kind.ENROLLED, Kind.CLOCK_SET, Kind.LIMITED)
 )
 _KINDS = {kind.value: kind for kind in Kind}
 
@@ -203,10 +206,10 @@ def _named(forms: tuple[str, ...], finding: Finding) -> list[str]:
 def _mail_lines(found: Message) -> list[str]:
     return [
         f"MESSAGE={mail_message(found)}",
-        f"MESSAGE_ID={MESSAGE_IDS[Kind.MESSAGE]}",
-        "PRIORITY=6",
+        f"MESSAGE_ID={MESSAGE_IDS[found.kind]}",
+        f"PRIORITY={mail_priority(found)}",
         f"SYSLOG_IDENTIFIER={IDENTIFIER}",
-        f"SMTPGUARD_KIND={Kind.MESSAGE.value}",
+        f"SMTPGUARD_KIND={found.kind.value}",
         *message_lines(found),
         *(_origin_lines(found.origin) if found.origin else ()),
     ]
@@ -364,8 +367,8 @@ def read(entry: Mapping[str, Any]) -> Found:
     """
     try:
         kind = _KINDS[text(entry["SMTPGUARD_KIND"])]
-        if kind is Kind.MESSAGE:
-            return read_message(entry, _origin)
+        if kind in MAIL:
+            return read_message(kind, entry, _origin)
         return _notice(kind, entry) if kind in NOTICES else _finding(kind, entry)
     except KeyError as error:
         raise JournalError(f"an entry without {printable(str(error))}") from None
@@ -375,7 +378,7 @@ def read(entry: Mapping[str, Any]) -> Found:
 
 def _origin(entry: Mapping[str, Any]) -> Finding:
     kind = _KINDS[text(entry["SMTPGUARD_KIND"])]
-    if kind in NOTICES or kind is Kind.MESSAGE:
+    if kind in NOTICES or kind in MAIL:
         raise ValueError(f"{kind.value} is no origin")
     return _finding(kind, entry)
 

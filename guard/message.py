@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from guard.finding import UNKNOWN, Finding, Kind, Message
+from guard.finding import REASONS, UNKNOWN, Finding, Kind, Message
 from guard.text import address, printable
 
 
@@ -69,12 +69,32 @@ def message(finding: Finding) -> str:
     return printable(text)
 
 
+def mail_priority(found: Message) -> int:
+    """Give the syslog(3) level: 4 refused, 5 held or would be either, else 6."""
+    if found.kind is Kind.REJECTED:
+        return 4
+    return 6 if found.answer == "dunno" else 5
+
+
+_ANSWERS = {"reject": "rejected", "defer": "deferred", "hold": "held"}
+
+
+def _mail_lead(found: Message) -> str:
+    word = _ANSWERS.get(found.answer, "")
+    if not word:
+        return ""
+    return f"would be {word}: " if found.kind is Kind.WOULD_REJECT else f"{word}: "
+
+
 def mail_message(found: Message) -> str:
     """Say in one printable line which message came from whom."""
-    text = f"message {found.queue_id or 'of no queue'} from <{found.sender}>"
+    text = f"{_mail_lead(found)}message {found.queue_id or 'of no queue'}"
+    text += f" from <{found.sender}>"
     text += f", {found.recipients} recipients, {found.size} bytes"
     if found.sasl_user:
         text += f", logged in as {found.sasl_user}"
+    if found.answer != "dunno":
+        text += f", {REASONS.get(found.reason, found.reason)} {found.limit}".rstrip()
     source = address(found.client) if found.client else "an unknown client"
     if (by := found.origin) is None:
         return printable(f"{text}: {source}: {UNKNOWN[found.unknown]}")

@@ -20,6 +20,7 @@ from guard.ring import Repeats
 # Names are asked again after so long, for accounts that come and go.
 _NAMES_SECONDS = 60.0
 _POLICIES = 64  # whose rules are known by name, the last ones
+_SESSION = re.compile(r"/user\.slice/(user-[0-9]+\.slice)/")
 _UNIT_ENDS = (".service", ".scope", ".socket", ".mount", ".swap")
 
 # How container engines name their cgroups. Docker, Podman, containerd and CRI-O
@@ -53,6 +54,22 @@ def unit_of(cgroup: str) -> str | None:
         if part.endswith(_UNIT_ENDS):
             return part
     return None
+
+
+def session_slice(cgroup: str) -> str | None:
+    """Give the slice of the user of a login session; None: the path is of none."""
+    session = _SESSION.match(cgroup)
+    return session[1] if session else None
+
+
+@lru_cache(maxsize=4096)
+def lasting_unit(cgroup: str) -> str | None:
+    """Give the unit of a cgroup path that is there again tomorrow.
+
+    A login session is a unit of its own that is never seen again: its user's slice
+    stands for it.
+    """
+    return session_slice(cgroup) or unit_of(cgroup)
 
 
 @lru_cache(maxsize=4096)
@@ -129,6 +146,22 @@ class Naming:
                 return name(number) or f"#{number}"
         return f"#{number}"
 
+    def rule_of(self, event: Event) -> str | None:
+        """Name the rule that decided about an event; None: no rule did.
+
+        "": it is of a policy that was in force before this process knew one.
+        """
+        if event.rule == NO_RULE:
+            return None
+        for since_ns, name in self._rules:
+            if event.time_ns >= since_ns:
+                return name(event.rule) or ""
+        return ""
+
+    def connection(self, event: Event) -> str:
+        """Give the unique name of a connection: boot id and socket cookie."""
+        return f"{self.boot}-{event.connection:x}"
+
     def user(self, uid: int) -> str | None:
         """Name a user; None: no account has this uid."""
         return _name(self._users, uid, lambda: pwd.getpwuid(uid).pw_name)
@@ -162,7 +195,7 @@ class Naming:
             kind=kind,
             time_us=(event.time_ns + to_real) // 1000,
             seq=event.seq,
-            connection=f"{self.boot}-{event.connection:x}",
+            connection=self.connection(event),
             verdict=_VERDICTS[event.verdict],
             mode=_MODES[event.mode],
             direction=_DIRECTIONS[event.direction],

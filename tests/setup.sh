@@ -8,8 +8,9 @@ exec 9<tests/setup.sh && flock 9 # two at once would make one .venv
 
 # What the guard runs on.
 packages=(
-	libbpf1 libnetfilter-log1 python3 python3-click python3-iptables
-	python3-nftables python3-psutil python3-pyroute2 python3-rich python3-systemd
+	libbpf1 libnetfilter-log1 python3 python3-click python3-dnspython
+	python3-iptables python3-nftables python3-psutil python3-pyroute2 python3-rich
+	python3-systemd python3-tomlkit
 )
 # What compiles and packages it.
 packages+=(

@@ -17,7 +17,7 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
-from guard.finding import UNKNOWN, Finding, Kind, Message, Notice
+from guard.finding import REASONS, UNKNOWN, Finding, Kind, Message, Notice
 from guard.journal import Found
 from guard.message import mail_message
 from guard.text import address, json_text, printable
@@ -155,6 +155,10 @@ def mail_row(found: Message) -> dict[str, Any]:
         "server": _end(found.server),
         "origin": row(found.origin) if found.origin else None,
         "unknown": UNKNOWN.get(found.unknown),
+        "answer": valid(found.answer),
+        "reason": REASONS.get(found.reason),
+        "limit": valid(found.limit) or None,
+        "token": valid(found.token) or None,
     }
 
 

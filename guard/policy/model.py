@@ -85,6 +85,8 @@ class Rule:
     ports: tuple[int, ...] | None = None
     journal: bool | None = None  # None: not said
     optional: bool = False
+    login: bool | None = None  # LOCAL: the mail server asks for one; None: not said
+    folders: tuple[Path, ...] | None = None  # LOCAL: where login is not asked for
     file: str = ""
     line: int | None = None
 
@@ -93,6 +95,29 @@ class Rule:
         """Name the rule for a message."""
         kind = "local rule" if self.direction is Direction.LOCAL else "rule"
         return f'{kind} "{self.name}"'
+
+    @property
+    def names_somebody(self) -> bool:
+        """Tell whether it says who, and not only where to."""
+        who = (self.units, self.exes, self.uids, self.gids)
+        return who != (None,) * 4
+
+    @property
+    def vouches(self) -> bool:
+        """Tell whether who it lets pass to our own mail server need not log in there.
+
+        Of one with folders only who works in one of these.
+        """
+        if not self.reaches_us:
+            return False
+        return self.names_somebody if self.login is None else not self.login
+
+    @property
+    def reaches_us(self) -> bool:
+        """Tell whether it lets somebody pass to the host's own mail server."""
+        if self.direction is Direction.LOCAL:
+            return self.verdict is Verdict.ALLOW
+        return self.verdict is Verdict.REDIRECT
 
     @property
     def rows(self) -> int:
@@ -134,10 +159,28 @@ class Backstop:
 
 
 @dataclass(frozen=True, slots=True)
+class Limit:
+    """One [[mta.limit]]: what an origin may send in a minute and in an hour."""
+
+    name: str
+    by: str  # user, unit, folder: what an origin is
+    action: str  # defer, hold, reject, notify: what becomes of what is beyond
+    messages: tuple[int | None, int | None]  # a minute, an hour; None: any number
+    recipients: tuple[int | None, int | None]
+    below: Path | None = None  # by folder: whose subfolders are told apart
+    rules: tuple[str, ...] | None = None  # local rules that let it pass; None: all
+
+
+@dataclass(frozen=True, slots=True)
 class Mta:
     """What the guard and the host's own mail server tell each other."""
 
     socket: Path | None = None  # where Postfix asks; None: nowhere
+    mode: Mode = Mode.OBSERVE  # enforce: its answers refuse and hold
+    relay_mynetworks: bool = True  # False: processes of this host log in, or are named
+    unknown: str = "pass"  # pass, defer, reject: of whom nothing is known
+    limits: tuple[Limit, ...] = ()
+    token_keys: Path | None = None  # of the header that leads back; None: no header
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +211,11 @@ class Policy:
     def rule_name(self, number: int) -> str | None:
         """Name the rule of an event; None for NO_RULE or an unknown number."""
         return self.rules[number].name if 0 <= number < len(self.rules) else None
+
+    @property
+    def mta_enforces(self) -> bool:
+        """Tell whether answers to the mail server refuse and hold."""
+        return self.mode is Mode.ENFORCE and self.mta.mode is Mode.ENFORCE
 
     def quiet(self, rule: Rule) -> bool:
         """Tell whether what this rule lets pass makes no finding."""

@@ -48,7 +48,7 @@ _MAIN_KEYS = (
 _INCLUDED_KEYS = ("include", "rule", "local")
 _RULE_KEYS = (
     *("name", "unit", "exe", "user", "group", "to", "ports"),
-    *("verdict", "journal", "optional"),
+    *("verdict", "journal", "optional", "login", "folder"),
 )
 _NAME_LIMIT = 64
 _ACCOUNTS = (Path("/etc/passwd"), Path("/etc/group"))
@@ -283,9 +283,37 @@ def _rule(table: Table, direction: Direction) -> Rule:
         table.ports("ports"),
         journal,
         optional,
+        *_vouching(table, local, word),
         table.source.name,
         table.source.lines.find(table.table, table.index, table.count),
     )
+
+
+def _vouching(
+    table: Table, local: bool, word: str | None
+) -> tuple[bool | None, tuple[Path, ...] | None]:
+    """Read whether the mail server asks who this rule lets pass to log in."""
+    login, folders = table.flag("login"), table.paths("folder")
+    for key in table.data.keys() & {"login", "folder"}:
+        if not local:
+            table.error(
+                key,
+                "is about the host's own mail server",
+                "put it into a [[local.rule]]",
+            )
+        elif word == "deny":
+            table.error(
+                key, "who is denied sends nothing", "remove it, or the verdict deny"
+            )
+    if folders and login:
+        table.error("folder", "login = true asks everybody", "remove one of the two")
+    elif folders and not {"unit", "user"} & table.data.keys():
+        table.error(
+            "folder",
+            "any process can go into a folder that it may enter",
+            "name its user or unit, too",
+        )
+    return login, folders
 
 
 def _name(table: Table) -> str:

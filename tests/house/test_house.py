@@ -73,6 +73,7 @@ STAGES = [
     "daemon",
     "firewalls",
     "doctor",
+    "mail",
     "cli",
 ]
 

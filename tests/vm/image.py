@@ -31,6 +31,7 @@ PACKAGES = (
     "python3", "python3-click", "python3-psutil", "python3-pyroute2",
     "python3-rich", "python3-systemd", "libbpf1", "python3-pytest",
     "python3-nftables", "python3-iptables", "libnetfilter-log1",
+    "python3-dnspython", "python3-tomlkit",
     "python3-hypothesis",
     "liburing-dev", "gcc", "libc6-dev", "nftables", "iptables",
     "util-linux", "procps", "bpftool",
