@@ -54,7 +54,9 @@ from guard.privileges import SERVICE, missing
 from guard.requests import Requests
 from guard.scribe import Scribe
 from guard.service import Service
+from guard.told import forget
 from guard.unaided import Unaided
+from guard.waiting import Waiting, begin_anew
 from guard.watch import Watch, changed_meanwhile
 
 _MAIL_SECONDS = 2.0  # at the end, to take Postfix's socket away; likewise its probe
@@ -79,6 +81,7 @@ class Daemon(Service):
             )
             self._only = stack.pop_all()  # for as long as this process lives
         self._guard = started.guard
+        forget(options.pin_dir)
         # what was in force without programs was replaced
         state_file(options.pin_dir).unlink(missing_ok=True)
         self._addresses = AddressNews()
@@ -301,6 +304,12 @@ def command_line() -> argparse.ArgumentParser:
         "%(default)s)",
     )
     parser.add_argument(
+        "--wait",
+        action="store_true",
+        help="where nothing can be put in force, tell it and wait for the policy file "
+        "to change, or SIGHUP, instead of ending",
+    )
+    parser.add_argument(
         "--foreground",
         action="store_true",
         help="also print what is journalled on standard output",
@@ -331,7 +340,7 @@ def _start(options: argparse.Namespace) -> Service:
     if lacking := missing(*SERVICE):
         raise NotPrivileged("guardd", ", ".join(lacking))
     service: Service
-    why = "asked for by --design owner"
+    why, passing = "asked for by --design owner", False
     if options.design != "owner":
         try:
             service = Daemon(options)
@@ -340,8 +349,8 @@ def _start(options: argparse.Namespace) -> Service:
         except NoPrograms as error:
             if options.design == "bpf":
                 raise
-            why = no_programs(error)
-    service = Unaided(options, why)
+            why, passing = no_programs(error), error.passing
+    service = Unaided(options, why, passing)
     service.start()
     return service
 
@@ -355,7 +364,13 @@ def main(arguments: list[str] | None = None) -> None:
         names.run()
         return
     try:
-        daemon = _start(options)
+        try:
+            daemon = _start(options)
+        except GuardError as error:
+            if not options.wait:
+                raise
+            daemon = Waiting(options, error)
+            daemon.start()
         daemon.run()
     except GuardError as error:
         name = "" if isinstance(error, NotPrivileged) else "guardd: "
@@ -363,6 +378,8 @@ def main(arguments: list[str] | None = None) -> None:
         sd.notify(f"STATUS={error}\nERRNO=1")
         raise SystemExit(error.exit_status) from None
     daemon.stop()
+    if daemon.anew:
+        begin_anew(daemon.asked)
     # not sys.exit: a scribe that hangs must not be waited for, see Scribe.stop
     with contextlib.suppress(OSError):  # nobody reads it any more
         sys.stdout.flush()

@@ -13,16 +13,17 @@ from pathlib import Path
 from guard import kernel
 from guard.abi import Mode
 from guard.checks import Check, State, good
-from guard.errors import GuardError, KernelError, NotLoaded
+from guard.errors import GuardError, KernelError, NotLoaded, PolicyError
 from guard.firewalls import firewalls, run
-from guard.force import daemon_pid
 from guard.journal import SOCKET
 from guard.kernel import Guard
 from guard.needs import needs
 from guard.ownerrules import examine as without_programs
 from guard.ownerrules import read_state
-from guard.policy import DEFAULT_PORTS
+from guard.policy import DEFAULT_PORTS, load
+from guard.policy.begin import without_rule
 from guard.requests import survey
+from guard.serving import daemon_pid
 from guard.smarthost import describe, in_words
 from guard.tables import guarded_ports
 from guard.verify import verify
@@ -37,6 +38,7 @@ def examine(pin_dir: Path) -> Iterator[Check]:
     yield _journald()
     yield from _guard(pin_dir)
     yield from _firewalls(pin_dir)
+    yield from _fitting(pin_dir)
     yield from _postfix()
 
 
@@ -170,6 +172,27 @@ def _firewalls(pin_dir: Path) -> Iterator[Check]:
             mark, ports = int(guard.policy().mark), guarded_ports(guard.control())
             group = int(about["backstop"].get("group", 0))
     yield from firewalls(mark, ports, group)
+
+
+def _fitting(pin_dir: Path) -> Iterator[Check]:
+    """Ask for what was installed since the policy was begun, and would be denied."""
+    state = read_state(pin_dir) or {}
+    file = Path(state.get("policy") or kernel.policy_file(pin_dir))
+    try:
+        policy = load(file)
+    except PolicyError:  # which is told of where a policy is in force
+        return
+    if names := without_rule(policy):
+        listed = ", ".join(f'"{name}"' for name in names)
+        yield Check(
+            "mail system",
+            State.WARN,
+            f"installed, and {file} has no rule for it: {', '.join(names)}",
+            f"if it is to send mail, add {listed} to include in {file}, then: "
+            "guardctl policy apply",
+        )
+    else:
+        yield good("mail system", f"{file} has rules for all that is known here")
 
 
 def _postfix() -> Iterator[Check]:

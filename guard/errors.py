@@ -69,6 +69,11 @@ class NoPrograms(GuardError):
 
     exit_status = EX_UNAVAILABLE
 
+    def __init__(self, *args: object, hint: str = "", passing: bool = False) -> None:
+        """Tell why; passing: it may be another answer in a while."""
+        super().__init__(*args, hint=hint)
+        self.passing = passing
+
 
 class AbiMismatch(GuardError):
     """the compiled object and this Python code disagree: {}"""

@@ -26,10 +26,12 @@ from guard.errors import (
 )
 from guard.finding import Kind, Notice
 from guard.hosts import own_addresses
-from guard.kernel import Guard, find_cgroup2, is_loaded, remains
+from guard.kernel import Guard, find_cgroup2, is_loaded, remains, take_out
+from guard.needs import passes
 from guard.pins import ensure_bpffs
 from guard.policy import Policy, compile_rows
 from guard.privileges import KERNEL, missing
+from guard.serving import this_process
 from guard.tables import FileIdentity
 
 _OTHERS_WRITE = 0o022
@@ -160,7 +162,7 @@ def programs_or_none(pin_dir: Path) -> Iterator[None]:
     except KernelError as error:
         if there:
             raise
-        raise NoPrograms(error, hint=error.hint) from None
+        raise NoPrograms(error, hint=error.hint, passing=passes(error)) from None
 
 
 @contextlib.contextmanager
@@ -209,7 +211,9 @@ def bring_up(
     which this process may not look at, leaves the rows that are in force: better
     than none. Where none is, the policy that was kept is put in force; where there
     is none either it raises PolicyError, and NoPrograms where the kernel takes no
-    programs. After any error of a first load nothing is left behind.
+    programs. After any error of a first load nothing is left behind; of one that comes
+    when both locks are in force, or when the programs of a guard from before were
+    replaced, all is: the next start goes on with it.
     """
     # what is recorded must not depend on where guardctl was called
     cgroup, file = cgroup.absolute(), file.absolute()
@@ -217,6 +221,7 @@ def bring_up(
     policy: Policy | None = None
     refused: GuardError | None = None
     since_ns = 0
+    first, attached = not remains(pin_dir), False
     try:
         policy, refused = lastpolicy.load_or_kept(file)
     except PolicyError as error:
@@ -245,6 +250,7 @@ def bring_up(
             if adopted and was != policy.sha256:  # what waits is not its doing
                 since_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         guard.attach(cgroup)
+        attached = True
         guard.set_about(
             lsm=lsm.put(guard, cgroup) or None,
             policy=str(file),
@@ -259,8 +265,10 @@ def bring_up(
             # of a guard whose pins somebody removed, or of one without programs
             remove_all(pin_dir, but=keeper.kind)
     except BaseException:
-        if not adopted:  # a version before ours may be in force: it stays
+        if not attached and not adopted:  # a version before ours stays in force
             guard.forget()
+        elif attached and first and keeper.lock is None:
+            take_out(pin_dir)  # rules by owner that were in force still are
         raise
     return Start(guard, adopted, policy, refused, kept, keeper, since_ns)
 
@@ -284,34 +292,7 @@ def loaded_notice(guard: Guard, adopted: bool) -> Notice:
 
 def record_daemon(guard: Guard) -> None:
     """Record this process as the guardd that serves the guard."""
-    pid = os.getpid()
-    guard.set_about(pid=pid, pid_ticks=start_ticks(pid), started=time.time())
-
-
-def daemon_pid(guard: Guard) -> int | None:
-    """Give the pid of the guardd that serves the guard; None: none runs.
-
-    A guardd that was killed leaves its record, and its number may be another
-    process's by now: the time of its start tells.
-    """
-    about = guard.about()
-    try:
-        pid = int(about["pid"])
-        return pid if start_ticks(pid) == about["pid_ticks"] else None
-    except (KeyError, FileNotFoundError, ProcessLookupError):
-        return None
-
-
-def start_ticks(pid: int) -> int:
-    """Give when a process started, in clock ticks since boot: proc_pid_stat(5).
-
-    Not psutil's create_time(), which moves when the clock is set.
-    """
-    fields = Path(f"/proc/{pid}/stat").read_text(errors="replace")
-    state, *rest = fields.rpartition(")")[2].split()
-    if state == "Z":  # killed, and nobody has asked how it ended
-        raise ProcessLookupError(pid)
-    return int(rest[18])
+    guard.set_about(**this_process(), started=time.time())
 
 
 def abandoned_notice(size: int) -> Notice:

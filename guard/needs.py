@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,12 @@ BTF = Path("/sys/kernel/btf/vmlinux")
 LOCKDOWN = Path("/sys/kernel/security/lockdown")  # kernel_lockdown(7)
 _OLDEST = (5, 19)  # bpf_loop(), bpf_skc_to_mptcp_sock()
 _TESTED = (6, 1)
+# Of a load that may go well in a while. EAGAIN is also the verifier's, when a signal
+# came; EBUSY another's hold of the same hook. All others are this kernel's last word.
+_PASSING = frozenset(
+    (errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.ENOMEM, errno.ENOBUFS)
+    + (errno.EMFILE, errno.ENFILE, errno.ETIMEDOUT)
+)
 
 
 def needs() -> Iterator[Check]:
@@ -34,6 +41,12 @@ def explained(error: KernelError) -> KernelError:
     why = "; ".join(check.detail for check in lacking)
     remedy = "\n  ".join(check.remedy for check in lacking)
     return KernelError(f"{why}: {error.args[0]}", error.errno, hint=remedy)
+
+
+def passes(error: KernelError) -> bool:
+    """Tell whether a load that ended in this error may go well in a while."""
+    lacks = any(check.state is State.BAD for check in needs())
+    return error.errno in _PASSING and not lacks
 
 
 def _release() -> Check:

@@ -25,10 +25,11 @@ from guard.backstop.owner import untold
 from guard.checks import Check, State, good
 from guard.errors import AlreadyRunning, BackstopError, GuardError, NoPrograms
 from guard.finding import Kind, Notice
-from guard.force import policy_notice, refusal_notice, start_ticks
+from guard.force import policy_notice, refusal_notice
 from guard.kernel import remains
 from guard.policy import Policy
 from guard.policy.describe import smart_host_json
+from guard.serving import process_of, this_process
 
 STATE_DIR = Path("/run/smtp-guard")
 
@@ -36,6 +37,20 @@ STATE_DIR = Path("/run/smtp-guard")
 def state_file(pin_dir: Path) -> Path:
     """Give where it is recorded what is in force in this design."""
     return STATE_DIR / f"{pin_dir.name}.json"
+
+
+def _lock_file(pin_dir: Path) -> Path:
+    return state_file(pin_dir).with_suffix(".lock")
+
+
+def write_anew(path: Path, text: str) -> None:
+    """Write a file in STATE_DIR, in place of what is there. Raises OSError."""
+    new = path.with_name(f"{path.name}.new")
+    new.unlink(missing_ok=True)
+    # x: root writes into a folder of guardd's user, who could put a link there
+    with new.open("x") as stream:
+        stream.write(text)
+    new.rename(path)
 
 
 def read_state(pin_dir: Path) -> dict[str, Any] | None:
@@ -46,19 +61,24 @@ def read_state(pin_dir: Path) -> dict[str, Any] | None:
         return None
 
 
-def served_by(path: Path) -> int | None:
+def stands(pin_dir: Path) -> bool:
+    """Tell whether anything guards this host, of either design, whole or not.
+
+    Raises KernelError where this process may not look.
+    """
+    return remains(pin_dir) or state_file(pin_dir).exists()
+
+
+def served_by(pin_dir: Path) -> int | None:
     """Give the pid of the guardd that serves such a record; None: it has ended."""
-    try:
-        state = json.loads(path.read_text())
-        pid = int(state["pid"])
-        return pid if start_ticks(pid) == state["pid_ticks"] else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    record, lock = read_state(pin_dir) or {}, _lock_file(pin_dir)
+    with process_of(record, STATE_DIR, lock) as found:
+        return found[0] if found else None
 
 
 def not_served(pin_dir: Path) -> None:
     """Raise AlreadyRunning while a guardd of this design serves the host."""
-    if (pid := served_by(state_file(pin_dir))) is not None:
+    if (pid := served_by(pin_dir)) not in (None, os.getpid()):
         raise AlreadyRunning(
             f"this host without kernel programs (pid {pid})",
             hint="stop it first: systemctl stop smtp-guard",
@@ -75,7 +95,7 @@ def examine(state: dict[str, Any], pin_dir: Path) -> Iterator[Check]:
         'require = "bpf" in the policy refuses this',
     )
     yield compare(state.get("backstop") or {}, pin_dir)
-    pid = served_by(state_file(pin_dir))
+    pid = served_by(pin_dir)
     if pid is None:
         yield Check(
             "guardd",
@@ -101,7 +121,7 @@ def only_one_owner(pin_dir: Path) -> Iterator[None]:
     STATE_DIR.mkdir(mode=0o755, exist_ok=True)
     # no more than to read it: it may be another user's, root's or guardd's
     flags = os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-    lock = os.open(state_file(pin_dir).with_suffix(".lock"), flags, 0o644)
+    lock = os.open(_lock_file(pin_dir), flags, 0o644)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
@@ -125,6 +145,7 @@ class OwnerRules:
         self.why = why
         self.refusal: GuardError | None = None  # why the file is not in force
         self.served = False  # by this process, which goes on
+        self.passing = False  # why there are none may pass
         self._file = file.absolute()
         self._state_file = state_file(pin_dir)
 
@@ -147,6 +168,7 @@ class OwnerRules:
         if policy.needs_bpf:
             raise NoPrograms(
                 self.why,
+                passing=self.passing,
                 hint='the policy says require = "bpf"; guardctl doctor tells what '
                 "this host lacks",
             )
@@ -158,15 +180,12 @@ class OwnerRules:
 
     def record(self) -> None:
         """Write down what is in force, for guardctl and the next guardd."""
-        new = self._state_file.with_suffix(".new")
-        new.unlink(missing_ok=True)
-        # x: root writes into a folder of guardd's user, who could put a link there
-        with new.open("x") as stream:
-            json.dump(self._state(), stream)
-        new.rename(self._state_file)
+        write_anew(self._state_file, json.dumps(self._state()))
 
     def _state(self) -> dict[str, Any]:
-        pid = os.getpid()
+        served: dict[str, int | None] = {"pid": None, "pid_ticks": None}
+        if self.served:
+            served.update(this_process())
         return {
             "design": "owner",
             "why": self.why,
@@ -180,8 +199,7 @@ class OwnerRules:
                 {"rule": rule.label, "what": what} for rule, what in untold(self.policy)
             ],
             "smart_host": smart_host_json(self.policy),
-            "pid": pid if self.served else None,
-            "pid_ticks": start_ticks(pid) if self.served else None,
+            **served,
             "version": __version__,
         }
 
@@ -222,6 +240,22 @@ def load_owner_rules(
         return rules.bring_up(), rules.refusal
 
 
+def programs_notice(why: str) -> Notice:
+    """Make the finding that kernel programs can be loaded now, which could not be."""
+    return Notice(
+        Kind.LOADED,
+        time.time_ns() // 1000,
+        f"kernel programs can be loaded by now, and are (before: {why}); the rules of "
+        "netfilter stay until then"[:2000],
+        fields={"VERSION": __version__, "DESIGN": "owner"},
+    )
+
+
 def no_programs(error: GuardError) -> str:
     """Say in one line why the owner design is what there is."""
-    return str(error.args[0]).splitlines()[0][:300]
+    return one_line(str(error.args[0]))
+
+
+def one_line(why: str) -> str:
+    """Shorten a reason for records and the status."""
+    return why.splitlines()[0][:300]

@@ -79,6 +79,11 @@ def _account(pin_dir: Path) -> tuple[int, int]:
     return 0, 0
 
 
+def roots_alone(folder: Path) -> bool:
+    """Tell whether what is pinned there, and recorded, is root's and nobody else's."""
+    return folder.stat().st_uid == 0
+
+
 def hand_over(path: Path) -> None:
     """Leave what root has just made to the owner of the folder it is in.
 

@@ -33,6 +33,8 @@ from guard.text import printable
 
 _TICK_SECONDS = 1.0  # status line and watchdog; systemd's limit is far longer
 _STOP_SECONDS = 5.0
+_ENDING = {signal.SIGTERM, signal.SIGINT}
+CAUGHT = {*_ENDING, signal.SIGHUP}
 
 
 class _Source(Protocol):
@@ -56,6 +58,8 @@ class Service:
         self._naming = Naming()
         self._smart_host = Follower()
         self._unwatched = ""  # why files are not followed; "" when they are
+        self.anew = False  # this run is over and another one is to begin
+        self.asked = False  # because somebody changed something
 
     def start(self) -> None:
         """Put what is guarded in force. Raises GuardError, with nothing half done."""
@@ -80,8 +84,9 @@ class Service:
             end.setblocking(False)
         self._wakened = wakened  # kept open
         signal.set_wakeup_fd(wakened.fileno())
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in CAUGHT:
             signal.signal(number, lambda number, _: self._signals.add(number))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, CAUGHT)  # see begin_anew()
         self._selector.register(self._wake, selectors.EVENT_READ, None)
 
     def register(self, source: _Source | int, call: Callable[[], object]) -> None:
@@ -89,12 +94,12 @@ class Service:
         self._selector.register(source, selectors.EVENT_READ, call)
 
     def run(self) -> None:
-        """Work until SIGTERM or SIGINT."""
+        """Work until SIGTERM or SIGINT, or until another run is to begin."""
         for bell in self._keeper.bells():
             self.register(bell, self._keeper.rang)
         sd.notify("READY=1")
         tick_at = 0.0
-        while not self._signals & {signal.SIGTERM, signal.SIGINT}:
+        while not self.over:
             if signal.SIGHUP in self._signals:
                 self._signals.discard(signal.SIGHUP)
                 now_us = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
@@ -105,11 +110,20 @@ class Service:
             if now >= tick_at:
                 tick_at = now + _TICK_SECONDS
                 self.tick()
-            for key, _ in self._selector.select(tick_at - now):
-                if key.data is None:
-                    self._wake.recv(4096)
-                else:
-                    key.data()
+            self.wait(tick_at - now)
+
+    @property
+    def over(self) -> bool:
+        """Whether this run is to end."""
+        return self.anew or not self._signals.isdisjoint(_ENDING)
+
+    def wait(self, seconds: float) -> None:
+        """Wait for a signal or a descriptor, and do what it is for."""
+        for key, _ in self._selector.select(seconds):
+            if key.data is None:
+                self._wake.recv(4096)
+            else:
+                key.data()
 
     def heed(self, policy: Policy) -> None:
         """Listen to what the lock in netfilter records, if there is one."""
@@ -156,7 +170,8 @@ class Service:
 
     def finish(self, what_stays: str) -> None:
         """Write what is left to write; what_stays tells of what journald hinders."""
-        sd.notify("STOPPING=1")
+        if not self.anew:
+            sd.notify("STOPPING=1")
         self._witness.close()
         if not self._scribe.stop(_STOP_SECONDS):
             sys.stderr.write(f"guardd: {self._scribe.trouble}; {what_stays}\n")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import json
 import math
 import os
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from guard import abi, event, libbpf
-from guard.errors import NotLoaded
+from guard.errors import KernelError, NotLoaded
 from guard.policy import Rows
 
 MAPS = {
@@ -268,7 +269,11 @@ class Tables:
             size = self.map("about").value_size
             text = json.dumps(record, separators=(",", ":")).encode()
             if len(text) > size:
-                raise ValueError(f"the record has {len(text)} bytes, {size} fit")
+                raise KernelError(
+                    f"the guard's record has {len(text)} bytes, {size} fit",
+                    errno.E2BIG,
+                    hint="give the policy file a shorter path",
+                )
             self.map("about").put(KEY0, text.ljust(size, b"\0"))
 
     def owner(

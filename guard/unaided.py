@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import sys
 import time
 
@@ -16,20 +17,32 @@ from guard.errors import BackstopError, GuardError, KernelError, NoPrograms, Pol
 from guard.filewatch import FileWatch
 from guard.force import policy_notice, refusal_notice
 from guard.incident import Incidents, Subject
-from guard.ownerrules import OwnerRules, only_one_owner
+from guard.ownerrules import OwnerRules, one_line, only_one_owner, programs_notice
 from guard.policy import Policy, load, refresh
 from guard.scribe import Clerk
 from guard.service import Service
+from guard.told import is_news
+from guard.trial import Trial
+from guard.waiting import pause, tries
 from guard.watch import Clock, Files
 
 
 class Unaided(Service):
     """One run of guardd without our kernel programs."""
 
-    def __init__(self, options: argparse.Namespace, why: str) -> None:
-        """Keep the options, and why there are no kernel programs."""
+    def __init__(
+        self, options: argparse.Namespace, why: str, passing: bool = False
+    ) -> None:
+        """Keep the options, and why there are no kernel programs.
+
+        passing: there may be in a while, so that they are tried again.
+        """
         super().__init__(options)
         self._why = why
+        self._passing = passing
+        self._tries = tries()
+        self._try_at = 0.0
+        self._trial: Trial | None = None
 
     def start(self) -> None:
         """Put the rules in force. Raises GuardError, with nothing half done."""
@@ -39,6 +52,7 @@ class Unaided(Service):
             stack.enter_context(only_one_owner(options.pin_dir))
             self._rules = OwnerRules(options.pin_dir, options.policy, self._why)
             self._rules.served = True
+            self._rules.passing = self._passing
             notices = self._rules.bring_up()
             self._only = stack.pop_all()  # for as long as this process lives
         self._keeper = self._rules.keeper
@@ -56,9 +70,12 @@ class Unaided(Service):
         ]
         self._clock = Clock()
         self._scribe.start()
-        for notice in notices:
-            self._scribe.tell(notice)
+        # not each time that programs were tried in vain
+        if is_news(options.pin_dir, self._why) or not tries():
+            for notice in notices:
+                self._scribe.tell(notice)
         self.relay_by(self._policy)
+        self._wait_for_programs()
         self.register(self._files, self._on_files)
 
     @property
@@ -100,9 +117,41 @@ class Unaided(Service):
             self._scribe.tell(policy_notice(policy, path))
         self._rules.record()
 
+    def _wait_for_programs(self) -> None:
+        seconds = pause(self._tries) if self._passing else math.inf
+        self._try_at = time.monotonic() + seconds
+
+    def _try_programs(self) -> None:
+        """Where the kernel takes our programs by now, have another run load them.
+
+        These rules stay until it has, see daemon.py.
+        """
+        if self._trial is None:
+            try:
+                self._trial = Trial()
+            except OSError:  # what there is none of was why, most likely
+                self._tries += 1
+                self._wait_for_programs()
+            return
+        if not self._trial.over():
+            return
+        why, passing = self._trial.result()
+        self._trial = None
+        if not why:
+            self._scribe.tell(programs_notice(self._why))
+            self.anew = True
+            return
+        self._tries += 1
+        self._why, self._passing = one_line(why), passing
+        self._rules.why, self._rules.passing = self._why, passing
+        self._rules.record()
+        self._wait_for_programs()
+
     def tick(self) -> None:
         """Look at everything, and say how it is."""
         now = time.monotonic()
+        if now >= self._try_at:
+            self._try_programs()
         notices = self._clock.look()
         for subject in self._subjects:
             notices += self._incidents.examine(subject, now, self._policy.repair)
@@ -118,6 +167,8 @@ class Unaided(Service):
         ]
         if wrong := self._incidents.unrepaired:
             parts.insert(0, f"changed by somebody: {', '.join(wrong)}")
+        if self._passing:
+            parts.append("kernel programs are tried again")
         if self._rules.refusal:
             parts.append("new policy refused, the old one is in force")
         self.say(parts)
@@ -125,7 +176,7 @@ class Unaided(Service):
     def stop(self) -> None:
         """End; the rules stay in force, with nobody to tell what they meet."""
         self.finish("findings are lost")
-        if self._options.foreground:
+        if self._options.foreground and not self.anew:
             sys.stderr.write(
                 "guardd: ended; the rules stay in force. To take them out:\n"
                 f"  guardctl --pin-dir {self._options.pin_dir} unload\n"

@@ -17,11 +17,12 @@ from guard import abi, kernel, libbpf, lsm
 from guard.backstop.keeper import standing
 from guard.checks import Check, State, good
 from guard.errors import GuardError, KernelError, PolicyError
-from guard.force import daemon_pid, exe_keys
+from guard.force import exe_keys
 from guard.hosts import own_addresses
 from guard.kernel import Guard
 from guard.pins import open_to_others
 from guard.policy import Policy, Rows, compile_rows, load
+from guard.serving import daemon_pid
 from guard.tables import MAPS, ROW_MAPS, guarded_ports, netns_cookie, row_slot
 
 _RELOAD = "load it again: systemctl restart smtp-guard, or guardctl load"

@@ -8,6 +8,7 @@ complete -c guardd -l pin-dir -x -a '(__fish_complete_directories (commandline -
 complete -c guardd -l ring-bytes -x -a '4194304 16777216 67108864' -d 'size of a new ring, a power of two'
 complete -c guardd -l design -x -a 'auto bpf owner' -d 'with kernel programs, or without'
 complete -c guardd -l resolve -d 'only look up the smart host'
+complete -c guardd -l wait -d 'do not end where nothing can be put in force'
 complete -c guardd -l foreground -d 'also print what is journalled'
 complete -c guardd -l version -d 'show the version'
 complete -c guardd -s h -l help -d 'show help'

@@ -12,12 +12,18 @@ from guard.cli.notices import tell_journal
 from guard.errors import BackstopError, KernelError, NoPrograms, NotBpffs, PolicyError
 from guard.finding import Finding, Kind, Notice
 from guard.force import bring_up, for_programs, nothing_notice
-from guard.kernel import remains
-from guard.ownerrules import load_owner_rules, no_programs, not_served, state_file
+from guard.ownerrules import (
+    load_owner_rules,
+    no_programs,
+    not_served,
+    stands,
+    state_file,
+)
 from guard.policy import DEFAULT_FILE
 from guard.preexisting import Before
 from guard.requests import Requests
 from guard.text import json_text, printable_lines
+from guard.told import forget, is_news
 
 _EXAMPLES = """\b
 Examples:
@@ -77,7 +83,7 @@ def command(
     except NotBpffs:  # what is wrong is --pin-dir
         raise
     except (PolicyError, NoPrograms, KernelError, BackstopError) as error:
-        if not remains(pin_dir) and not state_file(pin_dir).exists():
+        if not stands(pin_dir) and is_news(pin_dir, str(error)):
             tell_journal([nothing_notice(error, policy)])
         raise
 
@@ -87,6 +93,7 @@ def _load_programs(
 ) -> None:
     with for_programs(pin_dir, cgroup) as folder:
         start = bring_up(pin_dir, folder, policy)
+        forget(pin_dir)
         # what was in force without programs was replaced
         state_file(pin_dir).unlink(missing_ok=True)
         Requests(start.guard).look()  # what it may not do is guardd's to tell

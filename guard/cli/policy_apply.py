@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import shlex
 import signal
 import time
 from collections.abc import Iterator
@@ -16,11 +17,13 @@ import click
 from guard.cli.files import write_whole
 from guard.cli.notices import tell_journal
 from guard.errors import GuardError, NotApplied, NotLoaded
-from guard.force import daemon_pid, keeper_of, only_one, policy_notice, put_in_force
+from guard.force import keeper_of, only_one, policy_notice, put_in_force
 from guard.kernel import Guard
-from guard.ownerrules import served_by, state_file
-from guard.policy import Policy, load
-from guard.text import json_text
+from guard.ownerrules import served_by
+from guard.pins import roots_alone
+from guard.policy import DEFAULT_FILE, Policy, load
+from guard.serving import daemon_pid, signal_daemon
+from guard.text import json_text, printable
 
 _EXAMPLES = """\b
 Examples:
@@ -29,6 +32,7 @@ Examples:
   guardctl --pin-dir /sys/fs/bpf/lab policy apply lab.toml
 """
 _SECONDS = 15.0  # that guardd may take
+_LOCK_SECONDS = 60.0  # that others who apply may take
 
 
 @click.command(epilog=_EXAMPLES)
@@ -45,7 +49,7 @@ def apply(pin_dir: Path, file: Path | None, as_json: bool) -> None:
     try:
         guard = Guard(pin_dir)
     except NotLoaded:
-        pid = served_by(state_file(pin_dir))
+        pid = served_by(pin_dir)
         if pid is None:
             raise
         raise NotApplied(
@@ -58,27 +62,62 @@ def apply(pin_dir: Path, file: Path | None, as_json: bool) -> None:
             policy = load(target)
             _switch(guard, policy)
         else:
+            _may_be_replaced(guard, file, target)
             policy = _install(guard, file, target)
     mode = policy.mode.name.lower()
     if as_json:
         answer = {"in_force": str(target), "mode": mode, "sha256": policy.sha256.hex()}
         click.echo(json_text(answer))
         return
-    click.echo(f"in force: {target}, {mode}, sha256 {policy.sha256.hex()[:12]}")
+    shown = printable(str(target))
+    click.echo(f"in force: {shown}, {mode}, sha256 {policy.sha256.hex()[:12]}")
 
 
 @contextlib.contextmanager
 def _one_at_a_time(folder: Path) -> Iterator[None]:
-    """Wait for another apply to this folder: file and kernel must stay a pair."""
+    """Wait for another apply to this folder: file and kernel must stay a pair.
+
+    Not for ever: whoever may read the folder can hold that lock.
+    """
     try:
-        fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise NotApplied(f"{folder}: {error.strerror}") from None
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
+        end = time.monotonic() + _LOCK_SECONDS
+        while not _locked(fd):
+            if time.monotonic() > end:
+                raise NotApplied(
+                    f"{folder} is locked by another process",
+                    hint=f"find it: lslocks; ls -di {shlex.quote(str(folder))} tells "
+                    "the inode",
+                )
+            time.sleep(0.05)
         yield
     finally:
         os.close(fd)
+
+
+def _locked(fd: int) -> bool:
+    with contextlib.suppress(BlockingIOError):
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    return False
+
+
+def _may_be_replaced(guard: Guard, file: Path, target: Path) -> None:
+    """Raise NotApplied where somebody else than root says which file to replace.
+
+    The record is in a map of guardd's own user, who could name any file there.
+    """
+    if target != DEFAULT_FILE and not roots_alone(guard.pin_dir):
+        raise NotApplied(
+            f"{target} is where guardd says that its policy file is, and it is not "
+            "root's word",
+            hint="if it is right: "
+            f"{shlex.join(['install', '-m', '644', str(file), str(target)])} && "
+            "guardctl policy apply",
+        )
 
 
 def _install(guard: Guard, file: Path, target: Path) -> Policy:
@@ -117,10 +156,7 @@ def _back(guard: Guard, target: Path) -> None:
     was broken off.
     """
     with contextlib.suppress(GuardError):
-        pid = daemon_pid(guard)
-        if pid is not None:
-            os.kill(pid, signal.SIGHUP)
-        else:
+        if signal_daemon(guard, signal.SIGHUP) is None:
             with only_one(guard.pin_dir):
                 put_in_force(guard, load(target), keeper_of(guard))
 
@@ -134,7 +170,7 @@ def _switch(guard: Guard, policy: Policy) -> None:
         tell_journal([policy_notice(policy, policy.files[0])])
         return
     before = guard.about().get("attempt", 0)
-    os.kill(pid, signal.SIGHUP)
+    signal_daemon(guard, signal.SIGHUP)
     end = time.monotonic() + _SECONDS
     while guard.about().get("attempt", 0) == before:
         if time.monotonic() > end:

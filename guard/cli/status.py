@@ -14,11 +14,11 @@ from guard.abi import Counter
 from guard.backstop.keeper import compare
 from guard.checks import State
 from guard.errors import EX_UNAVAILABLE, NotLoaded
-from guard.force import daemon_pid
 from guard.kernel import Guard
-from guard.ownerrules import read_state, served_by, state_file
+from guard.ownerrules import read_state, served_by
 from guard.ring import LOSSES
 from guard.ringbuf import ring_backlog
+from guard.serving import daemon_pid
 from guard.smarthost import describe, in_words
 from guard.tables import guarded_ports
 from guard.text import json_text, printable
@@ -63,7 +63,7 @@ def _tell_unaided(pin_dir: Path, state: dict[str, Any], as_json: bool) -> None:
     in_force = check.state is not State.BAD
     state["in_force"] = in_force
     state["smart_host"] = describe(state.get("smart_host"))
-    state["guardd"] = {"pid": served_by(state_file(pin_dir))}
+    state["guardd"] = {"pid": served_by(pin_dir)}
     if as_json:
         click.echo(json_text(state, indent=2))
     else:

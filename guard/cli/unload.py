@@ -16,7 +16,7 @@ from guard.finding import Kind, Notice
 from guard.force import only_one
 from guard.kernel import Guard, remains, take_out
 from guard.origin import Naming
-from guard.ownerrules import not_served, read_state, state_file
+from guard.ownerrules import not_served, read_state, stands, state_file
 from guard.policy import load
 from guard.scribe import Scribe
 from guard.text import json_text
@@ -48,7 +48,7 @@ def command(pin_dir: Path, as_json: bool) -> None:
         with only_one(pin_dir) if remains(pin_dir) else contextlib.nullcontext():
             # also those of a guard whose pins somebody removed
             rules = remove_all(pin_dir, known=str(about.get("kind", "")))
-            if not rules and not remains(pin_dir) and not without.exists():
+            if not rules and not stands(pin_dir):
                 raise
             without.unlink(missing_ok=True)
             without.with_suffix(".lock").unlink(missing_ok=True)

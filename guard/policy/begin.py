@@ -12,8 +12,9 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from guard.abi import Verdict
 from guard.errors import PolicyError
-from guard.policy.model import Rule
+from guard.policy.model import Policy, Rule
 from guard.policy.parse import parse
 from guard.policy.source import SHIPPED, shipped_names
 
@@ -30,6 +31,31 @@ _INCLUDE = re.compile(r"^include = \[.*\]$", re.MULTILINE)
 def fitting() -> list[str]:
     """Name the shipped policies whose programs are installed on this host."""
     return [name for name in shipped_names() if _fits(name)]
+
+
+def without_rule(policy: Policy) -> list[str]:
+    """Name the fitting policies that this one includes nothing of, nor the like.
+
+    As when another mail server was installed since it was begun: it is denied.
+    """
+    allows = [rule for rule in policy.rules if rule.verdict is not Verdict.DENY]
+    return [
+        name
+        for name in fitting()
+        if not any(_likewise(one, rule) for one in allows for rule in _shipped(name))
+    ]
+
+
+def _likewise(one: Rule, shipped: Rule) -> bool:
+    """Tell whether a rule is about what a shipped one is about, however exact."""
+    if one.direction is not shipped.direction or (one.units and not shipped.units):
+        return False
+    names = [
+        {unit.text.rpartition("/")[2] for unit in rule.units or ()}
+        for rule in (one, shipped)
+    ]
+    pairs = [(one.exes, shipped.exes), (one.uids, shipped.uids), names]
+    return all(not (a and b) or not set(a).isdisjoint(b) for a, b in pairs)
 
 
 def beginning(names: Iterable[str]) -> str:
@@ -56,13 +82,16 @@ def _default() -> str:
 
 
 def _fits(name: str) -> bool:
-    if name in _ALTERNATIVES:
-        return False
+    return name not in _ALTERNATIVES and bool(_shipped(name))
+
+
+def _shipped(name: str) -> list[Rule]:
+    """Give the optional rules of a shipped policy whose programs are all here."""
     try:
         policy = parse(f'mode = "observe"\ninclude = ["{name}"]\n')
     except PolicyError:  # it would be refused when included, too
-        return False
-    return any(rule.optional and _is_here(rule) for rule in policy.rules)
+        return []
+    return [rule for rule in policy.rules if rule.optional and _is_here(rule)]
 
 
 def _is_here(rule: Rule) -> bool:

@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from guard import abi, kernel
+from guard.ownerrules import STATE_DIR
 from guard.ringbuf import ring_backlog
 from tests.journald import RUNTIME, VOLATILE, Journald, until
 from tests.lab.lab import cgroup2_mount, kill_cgroup
@@ -33,9 +34,8 @@ PARTS = [abi.Counter[name] for name in ("EVENTS", "FOLDED", "QUIET", "HELD")]
 PARTS.append(abi.Counter.LOST_RING)
 # Kinds of finding that stand for one judged connect().
 CONNECTS = ("denied", "would-deny", "redirected", "allowed", "local")
-READ_FIELDS: tuple[str, ...]
-READ_FIELDS = ("KIND", "CONNECTION", "COUNT", "LOST_RING", "LOST_RING_TOTAL")
-READ_FIELDS += ("LOST_JOURNAL_TOTAL",)
+READ_FIELDS: tuple[str, ...] = ("KIND", "CONNECTION", "COUNT", "LOST_RING")
+READ_FIELDS += ("LOST_RING_TOTAL", "LOST_JOURNAL_TOTAL")
 READ_FIELDS += ("TIME_US", "WHAT", "STATE", "REPAIRED", "TIMES", "DETAIL", "BY_US")
 
 
@@ -121,10 +121,9 @@ class Ledger:
 
 def lacking(capabilities: str) -> list[str]:
     """Give what runs a program without these, as "bpf,perfmon"; setpriv(1)."""
-    if not capabilities:
-        return []
     less = ",".join(f"-{name}" for name in capabilities.split(","))
-    return ["setpriv", f"--bounding-set={less}", f"--inh-caps={less}"]
+    how = ["setpriv", f"--bounding-set={less}", f"--inh-caps={less}"]
+    return how if capabilities else []
 
 
 class Guardd:
@@ -133,9 +132,8 @@ class Guardd:
     def __init__(self, site: Site, *options: str, **more: str | bool) -> None:
         """Start it; more: policy, cgroup or pin_dir instead of the site's, netns for
         a network namespace of its own (or a file that leads to one), memory for a
-        cgroup of the memory controller, without="bpf,perfmon" for capabilities that
-        it is not to have, state for a folder to keep things in,
-        output="closed pipe".
+        cgroup of the memory controller, without="bpf" for capabilities it is not to
+        have, within="prlimit ...", state for a folder to keep, output="closed pipe".
         """
         number = next(_numbers)
         self.messages: list[str] = []  # of sd_notify(3)
@@ -147,6 +145,7 @@ class Guardd:
         self.log = site.folder / f"guardd-{number}.log"
         argv = [sys.executable, "-X", "faulthandler", "-m", "guard.daemon"]
         argv = [*lacking(str(more.get("without", ""))), *argv]
+        argv = [*str(more.get("within", "")).split(), *argv]
         argv += ["--foreground", *options]
         argv += ["--policy", str(more.get("policy", site.policy_file))]
         argv += ["--cgroup", str(more.get("cgroup", site.cgroup))]
@@ -290,6 +289,7 @@ class Site:
             load.wait()
         for guardd in self.started:
             guardd.close()
+        (STATE_DIR / f"{self.pin_dir.name}.told").unlink(missing_ok=True)
         # not Guard.unload(): some tests leave no whole guard behind
         shutil.rmtree(self.pin_dir, ignore_errors=True)
         if self.cgroup.exists():

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from guard import doctor
 from guard.abi import Mode
 from guard.cli import policy as policy_verb
 from guard.errors import NotWritten
@@ -18,7 +19,7 @@ from guard.policy import begin, load
 SHIPPED = Path(__file__).resolve().parents[2] / "policies"
 RULE = """\
 [[rule]]
-name = "mta"
+name = "{name}"
 exe = "{exe}"
 user = "{user}"
 {unit}
@@ -43,7 +44,7 @@ class Host:
 
     def ship(self, name: str, user: str = "root", unit: str = "") -> None:
         named = f'unit = "{unit}"' if unit else ""
-        text = RULE.format(exe=self.programs / name, user=user, unit=named)
+        text = RULE.format(name=name, exe=self.programs / name, user=user, unit=named)
         (self.policies / f"{name}.toml").write_text(text)
 
     def install(self, name: str, unit: str = "") -> None:
@@ -118,3 +119,50 @@ def test_printed_it_is_only_printed(tmp_path: Path) -> None:
 def test_what_ships_is_found_by_what_this_machine_has_installed() -> None:
     """make setup installs Postfix, and no other mail server."""
     assert begin.fitting() == ["postfix"]
+
+
+def doctors(host: Host, text: str) -> dict[str, str]:
+    """Give what doctor says of the mail system, under a policy that is not loaded."""
+    file = host.policies.parent / "main.toml"
+    file.write_text(text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(doctor.kernel, "policy_file", lambda _: file)
+        (check,) = doctor._fitting(Path("/sys/fs/bpf/smtp-guard-not-there"))
+    return {"state": check.state.value, "text": f"{check.detail}\n{check.remedy}"}
+
+
+def test_doctor_tells_of_a_mail_server_that_was_installed_since(host: Host) -> None:
+    host.ship("old")
+    host.ship("new", unit="new.service")
+    host.install("old")
+    begun = begin.beginning(begin.fitting())
+    assert doctors(host, begun)["state"] == "ok", "the control: as it was begun"
+    host.install("new", "new.service")
+    said = doctors(host, begun)
+    assert said["state"] == "warn" and "no rule for it: new" in said["text"]
+    assert 'add "new" to include' in said["text"]
+    included = begun.replace('"old"', '"old", "new"')
+    assert doctors(host, included)["state"] == "ok", "as it says"
+
+
+@pytest.mark.parametrize(
+    ("rule", "state"),
+    [
+        ('exe = "{exe}"', "ok"),
+        ('user = "root"', "ok"),
+        ('unit = "new.service"', "ok"),
+        ('exe = "{exe}"\nto = ["192.0.2.1"]', "ok"),  # a smart host is enough
+        ('exe = "/usr/bin/true"', "warn"),
+        ('user = "nobody"', "warn"),
+        ('unit = "other.service"', "warn"),
+        ('exe = "{exe}"\nunit = "other.service"', "warn"),
+    ],
+)
+def test_a_rule_of_ones_own_is_as_good(host: Host, rule: str, state: str) -> None:
+    host.ship("new", unit="new.service")
+    host.install("new", "new.service")
+    text = 'mode = "enforce"\n[[rule]]\nname = "own"\nverdict = "allow"\n'
+    text += rule.format(exe=host.programs / "new") + "\n"
+    assert doctors(host, text)["state"] == state
+    denied = text.replace('"allow"', '"deny"')
+    assert doctors(host, denied)["state"] == "warn"

@@ -110,3 +110,31 @@ def test_systemd_reads_sysusers_and_tmpfiles(tmp_path: Path) -> None:
     assert "smtp-guard:x:" in passwd and "/usr/sbin/nologin" in passwd
     lock = tmp_path / "run/xtables.lock"
     assert lock.stat().st_mode & 0o777 == 0o640
+
+
+def test_an_admin_who_opened_the_bpf_file_system_otherwise_can_say_so(
+    tmp_path: Path,
+) -> None:
+    """The units name smtp-guard.conf, and a file of that name in /etc comes first."""
+    for name in (LOAD, SERVICE):
+        assert "systemd-tmpfiles --create smtp-guard.conf" in (UNITS / name).read_text()
+    text = "\n".join(
+        line
+        for line in (UNITS / "smtp-guard.tmpfiles").read_text().splitlines()
+        if line.startswith("z /sys/fs/bpf ")
+    )
+    assert text, "what an admin is told to change"
+    text = text.replace("smtp-guard", "root")  # no such account in this root
+    bpf = tmp_path / "sys/fs/bpf"
+    for folder in (bpf, tmp_path / "usr/lib/tmpfiles.d", tmp_path / "etc/tmpfiles.d"):
+        folder.mkdir(parents=True)
+
+    def mode_with(place: str, text: str) -> int:
+        (tmp_path / place / "tmpfiles.d/smtp-guard.conf").write_text(f"{text}\n")
+        argv = ["systemd-tmpfiles", f"--root={tmp_path}", "--create", "smtp-guard.conf"]
+        done = subprocess.run(argv, capture_output=True, text=True)
+        assert done.returncode == 0, done
+        return bpf.stat().st_mode & 0o7777
+
+    assert mode_with("usr/lib", text) == 0o1710, "the control: the package's own"
+    assert mode_with("etc", text.replace("1710", "1711")) == 0o1711

@@ -22,6 +22,7 @@ from systemd import journal
 from guard.cli.main import guardctl
 from guard.errors import GuardError
 from guard.journal import PREFIX
+from guard.ownerrules import STATE_DIR
 from tests.journald import shared
 from tests.kernel.world import MX4, SMTP, World
 
@@ -103,6 +104,7 @@ def site() -> Iterator[Site]:
                 with world.serve(world.mx, MX4):
                     yield site
             finally:
+                (STATE_DIR / f"{world.pin_dir.name}.told").unlink(missing_ok=True)
                 if world.pin_dir.exists():
                     site.ctl("unload")
     finally:

@@ -134,6 +134,34 @@ def test_a_cgroup_that_is_not_there_loads_nothing(site: Site) -> None:
     assert "NOT IN FORCE" in told and "/nowhere" in told
 
 
+@pytest.mark.parametrize("before", [False, True])
+def test_a_load_that_fails_when_it_is_attached_is_undone(
+    site: Site, before: bool
+) -> None:
+    """The record has no room for such a path, which is found out late.
+
+    What was in force before stays, with its own policy's programs and maps.
+    """
+    folder = site.policy.parent
+    while len(os.fsencode(folder)) < 3000:
+        folder = folder / ("\u00e9" * 100)  # JSON takes six bytes for each
+        folder.mkdir()
+    far = folder / "policy.toml"
+    far.write_text(ENFORCE)
+    if before:
+        site.load()
+    argv = ["load", "--policy", str(far), "--cgroup", str(site.world.guarded)]
+    answer = site.ctl(*argv)
+    assert answer.status == 71, answer
+    assert "the guard's record has" in answer.text and "shorter path" in answer.text
+    assert site.denied() is before
+    assert site.world.pin_dir.exists() is before
+    assert site.ctl("status").status == (0 if before else NOT_LOADED)
+    argv[2] = str(site.policy)
+    assert site.ctl(*argv).status == 0
+    assert site.denied()
+
+
 def test_a_pin_dir_off_the_bpf_file_system_is_refused(
     site: Site, tmp_path: Path
 ) -> None:
