@@ -47,7 +47,7 @@ test: setup ## all tests but those in guests
 
 .PHONY: test-vm
 test-vm: setup ## in guests: other kernels, systemd; ARGS='-k object-loads'
-	$(PYTHON) -m pytest tests/vm $(ARGS)
+	$(PYTHON) -m pytest -o faulthandler_timeout=0 tests/vm $(ARGS)
 
 .PHONY: demo
 demo: setup ## a rogue script against a mail host, in network namespaces

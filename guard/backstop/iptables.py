@@ -95,7 +95,7 @@ class Iptables:
             raise BackstopError(
                 f"iptables: {answer['error']}",
                 hint="has this kernel legacy iptables? iptables-legacy -L tells; "
-                "guardd's unit takes smtp-guard-iptables.conf for it",
+                "the units take smtp-guard-iptables.conf for it",
             )
         return str(answer["state"])
 

@@ -44,6 +44,13 @@ NotifyAccess=all
 ExecStart=/opt/smtp-guard/tests/vm/inside/guardd --policy {POLICY}
 ExecReload=kill -HUP $MAINPID
 """
+# Packets of no connect(): only the second lock can refuse them.
+RAW = f"""\
+import socket, struct
+head = struct.pack("!HHIIBBHHH", 40000, 25, 1, 0, 5 << 4, 2, 65535, 0, 0)
+with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP) as raw:
+    raw.sendto(head, ("{MX4}", 0))
+"""
 ROGUE = f"""\
 import socket
 with socket.socket() as client:
@@ -95,6 +102,11 @@ def listeners(netns: str = "") -> set[str]:
     inside = ["nsenter", f"--net=/run/netns/{netns}"] if netns else []
     lines = shell(*inside, "ss", "-Hltn", "sport", "=", "25").splitlines()
     return {line.split()[3].rpartition(":")[0].strip("[]") for line in lines}
+
+
+def prop(name: str, of: str = SERVICE) -> str:
+    """Give a property of a unit."""
+    return shell("systemctl", "show", "-P", name, of).strip()
 
 
 def unit(name: str, text: str) -> None:

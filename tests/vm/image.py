@@ -39,8 +39,9 @@ PACKAGES = (
 # What mail hosts have beside the guard, and the witness of one scenario.
 BESIDE = (
     "postfix", "swaks", "dbus", "firewalld", "conntrack", "ca-certificates",
-    "systemd-container", "uidmap", "slirp4netns", "passt", "python3-aiosmtpd",
-    "python3-bpfcc", "php-cli", "php-fpm", "dnsmasq-base",
+    "systemd-container", "podman", "crun", "dbus-user-session", "uidmap",
+    "slirp4netns", "python3-aiosmtpd", "python3-bpfcc", "php-cli", "php-fpm",
+    "dnsmasq-base",
 )  # fmt: skip
 DRIVERS = ("virtio_pci", "virtio_blk", "ext4")
 UNREAD = ("usr/share/doc", "usr/share/man", "usr/share/locale", "var/lib/apt/lists")
@@ -85,8 +86,8 @@ def cache() -> Path:
 
 @contextlib.contextmanager
 def one_at_a_time() -> Iterator[None]:
-    """Hold the lock: of all checkouts on this machine, one makes or runs a guest."""
-    with (cache() / "lock").open("w") as lock:
+    """Hold the lock: of all checkouts on this machine, one makes an image."""
+    with (cache() / "making").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
