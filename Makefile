@@ -2,7 +2,8 @@
 # What a newcomer types. `make` alone lists the targets.
 
 PYTHON := .venv/bin/python
-OBJECTS := guard/guard.bpf.o guard/lsm.bpf.o guard/holders.bpf.o guard/handin.bpf.o
+OBJECTS := guard/guard.bpf.o guard/lsm.bpf.o guard/holders.bpf.o guard/handin.bpf.o \
+	guard/php.bpf.o
 BPF_ARCH := $(patsubst aarch64,arm64,$(patsubst x86_64,x86,$(shell uname -m)))
 # asm/types.h stands in a directory of the machine's own on Debian.
 MULTIARCH := /usr/include/$(shell uname -m)-linux-gnu
@@ -89,7 +90,7 @@ MODULES = /usr/lib/smtp-guard
 install-data:
 	$(call put,/usr/share/smtp-guard/policies,policies/*.toml)
 	$(call put,/usr/lib/systemd/catalog,units/*.catalog)
-	$(call put,$(UNIT_DIR),units/*.service)
+	$(call put,$(UNIT_DIR),units/*.service units/*.path)
 	$(call put,/usr/share/smtp-guard/examples,units/*.conf)
 	$(call put_as,/usr/lib/sysusers.d/smtp-guard.conf,units/smtp-guard.sysusers)
 	$(call put_as,/usr/lib/tmpfiles.d/smtp-guard.conf,units/smtp-guard.tmpfiles)

@@ -26,7 +26,8 @@ class BuildWithObject(build_py):
             return
         subprocess.run(["make", "--silent", "object"], check=True)
         package = Path(self.build_lib, "guard")
-        for name in ("guard.bpf.o", "lsm.bpf.o", "holders.bpf.o", "handin.bpf.o"):
+        objects = ("guard", "lsm", "holders", "handin", "php")
+        for name in (f"{stem}.bpf.o" for stem in objects):
             shutil.copy2(Path("guard", name), package)
         shutil.copytree("policies", package / "policies", dirs_exist_ok=True)
 

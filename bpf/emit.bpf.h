@@ -54,6 +54,7 @@ static __always_inline void fold_key(struct fold_key *key,
 	key->verdict = decision->verdict;
 	key->direction = where->direction;
 	key->port = where->port;
+	key->script = script_hash(key->start_ns);
 	__builtin_memcpy(key->address, where->address, 16);
 }
 

@@ -16,7 +16,7 @@
 #ifndef GUARD_H
 #define GUARD_H
 
-#define GUARD_ABI 3
+#define GUARD_ABI 4
 
 #define MAX_ROWS 512  /* rule rows a policy may need; a rule takes one a unit */
 #define MASK_WORDS 8  /* MAX_ROWS / 64 */
@@ -32,7 +32,12 @@
 #define CWD_LEN 640
 #define CGROUP_LEN 384
 #define ARGS_LEN 896
-#define TEXT_LEN (EXE_LEN + CWD_LEN + CGROUP_LEN + ARGS_LEN)
+/* Of a request of PHP's: three texts, a NUL after each. */
+#define SCRIPT_LEN 384
+#define URI_LEN 192
+#define METHOD_LEN 16
+#define REQUEST_LEN (SCRIPT_LEN + URI_LEN + METHOD_LEN)
+#define TEXT_LEN (EXE_LEN + CWD_LEN + CGROUP_LEN + ARGS_LEN + REQUEST_LEN)
 
 enum verdict {
 	VERDICT_DENY = 0,
@@ -54,9 +59,9 @@ enum event_kind {
 	EVENT_CONNECT = 1, /* a judged connect(), sent once */
 	EVENT_CLOSED =
 		2, /* the end of a connection whose EVENT_CONNECT was sent */
-	EVENT_TAMPER = 3, /* somebody reached for the guard itself, see act */
-	EVENT_KEEPER = 4, /* a process said that it is one of our programs */
-	EVENT_MAKER = 5,  /* only in struct maker, in no ring */
+	EVENT_TAMPER = 3,  /* somebody reached for the guard itself, see act */
+	EVENT_KEEPER = 4,  /* a process said that it is one of our programs */
+	EVENT_MAKER = 5,   /* only in struct maker, in no ring */
 	EVENT_STARTED = 6, /* a program was started; only in struct handin */
 };
 
@@ -105,7 +110,10 @@ enum event_flag {
 	FLAG_NO_ROOM = 1 << 12, /* denied: it left no room for its record */
 	FLAG_FOREIGN_MOUNTS = 1 << 13, /* a path was made up by a user */
 	FLAG_LSM = 1 << 14,	       /* denied by the lock in the LSM */
-	FLAG_MANY = 1 << 15, /* a sum over destinations: dst is the first */
+	FLAG_MANY = 1 << 15,	 /* a sum over destinations: dst is the first */
+	FLAG_CWD_GONE = 1 << 16, /* its folder has been removed */
+	FLAG_REQUEST_CUT = 1 << 17, /* longer than its limit, or unreadable */
+	FLAG_PARENT_REQUEST = 1 << 18, /* of what started it, not its own */
 };
 
 enum dimension {
@@ -150,7 +158,8 @@ enum counter {
 	COUNT_LOST_TOUCHED = 18, /* and those for which it was full */
 	COUNT_NO_MAKER =
 		19, /* makers map full: a socket's maker is not in it */
-	COUNTERS = 20,
+	COUNT_NO_REQUEST = 20, /* requests map full: PHP's request not in it */
+	COUNTERS = 21,
 };
 
 struct mask {
@@ -305,11 +314,13 @@ struct event {
 	unsigned int act;      /* enum act; EVENT_TAMPER */
 	char comm[COMM_LEN];
 	struct ancestor ancestor[ANCESTORS]; /* parent first */
-	/* lengths of the four texts, which stand in text[] in this order */
+	/* lengths of the five texts, which stand in text[] in this order */
 	unsigned short exe_len;
 	unsigned short cwd_len;
 	unsigned short cgroup_len;
 	unsigned short args_len;
+	unsigned short
+		request_len; /* script, URI, method; 0: no request known */
 	char text[TEXT_LEN + COMPONENT_LEN]; /* room to write a last component */
 };
 
@@ -338,6 +349,7 @@ struct fold_key {
 	unsigned short port;
 	unsigned char address[16];
 	unsigned long long exec_id; /* another program since, another identity */
+	unsigned long long script; /* hash of its name; 0: no request of PHP's */
 };
 
 struct fold {

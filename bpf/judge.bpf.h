@@ -120,7 +120,8 @@ static __noinline int fill_event(u64 netns, struct event *ev,
 		__builtin_memcpy(ev->via.address, target->address, 16);
 		ev->via.port = target->port;
 	}
-	return capture(ev);
+	capture(ev);
+	return put_request(ev);
 }
 
 #endif

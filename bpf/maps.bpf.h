@@ -6,7 +6,7 @@
 #ifndef GUARD_MAPS_H
 #define GUARD_MAPS_H
 
-#include "kernel.h"
+#include "php.bpf.h"
 
 /* Written by user space alone. All zero: every port guarded, slot 0. */
 struct control control SEC(".data.control");
@@ -96,14 +96,7 @@ struct {
 	__uint(max_entries, 4 << 20);
 } ring SEC(".maps");
 
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, COUNTERS);
-	__type(key, u32);
-	__type(value, u64);
-} counters SEC(".maps");
-
-/* A row is 3.2 KB, made only for a connection that is open: 52 MB when full. */
+/* A row is 3.8 KB, made only for a connection that is open: 62 MB when full. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 16384);
@@ -115,7 +108,7 @@ struct {
 /*
  * Likewise of the last local connections that have ended. A client may send all of
  * a mail, quit and close before the mail server has read the first of it, so who
- * asks by address and port may come late. 6.6 MB, taken when it is loaded.
+ * asks by address and port may come late. 7.8 MB, taken when it is loaded.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
@@ -136,7 +129,7 @@ struct {
 } attempts SEC(".maps");
 
 /*
- * A row for each that tried too often; 3.2 KB, two windows at most. Room for two
+ * A row for each that tried too often; 3.8 KB, two windows at most. Room for two
  * windows of 8,000: what has no row makes events, which keep guardd from emptying
  * this in time, a storm that feeds itself.
  */
@@ -150,7 +143,7 @@ struct {
 
 /*
  * Who made a socket that needs no connect(), by its cookie: those that are open, and
- * the last that were closed. A row is 3.2 KB and stands for a socket: most hosts
+ * the last that were closed. A row is 3.8 KB and stands for a socket: most hosts
  * have none or two.
  */
 #define CLOSED_KEPT 256

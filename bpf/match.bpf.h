@@ -8,7 +8,7 @@
 #define GUARD_MATCH_H
 
 #include "maps.bpf.h"
-#include "origin.bpf.h"
+#include "request.bpf.h"
 
 struct who {
 	u32 uid;

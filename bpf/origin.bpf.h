@@ -36,7 +36,8 @@ static __always_inline struct kernfs_node *kernfs_parent(struct kernfs_node *kn)
  */
 static __always_inline u32 text_used(const volatile struct event *ev)
 {
-	return ev->exe_len + ev->cwd_len + ev->cgroup_len + ev->args_len;
+	return ev->exe_len + ev->cwd_len + ev->cgroup_len + ev->args_len +
+	       ev->request_len;
 }
 
 /* Append one component to the text that *len measures; 0: it does not fit. */
@@ -142,6 +143,8 @@ static __noinline int put_cwd(struct event *ev, struct fs_struct *fs)
 {
 	if (!put_path(ev, &ev->cwd_len, CWD_LEN, &fs->pwd))
 		ev->flags |= FLAG_CWD_CUT;
+	if (!BPF_CORE_READ(fs, pwd.dentry, d_inode, i_nlink))
+		ev->flags |= FLAG_CWD_GONE;
 	return 0;
 }
 

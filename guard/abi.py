@@ -13,7 +13,7 @@ import enum
 import ipaddress
 from functools import lru_cache
 
-ABI = 3
+ABI = 4
 MAX_ROWS = 512
 MASK_WORDS = 8
 UNIT_DEPTH = 12
@@ -28,7 +28,11 @@ EXE_LEN = 512
 CWD_LEN = 640
 CGROUP_LEN = 384
 ARGS_LEN = 896
-TEXT_LEN = EXE_LEN + CWD_LEN + CGROUP_LEN + ARGS_LEN
+SCRIPT_LEN = 384
+URI_LEN = 192
+METHOD_LEN = 16
+REQUEST_LEN = SCRIPT_LEN + URI_LEN + METHOD_LEN
+TEXT_LEN = EXE_LEN + CWD_LEN + CGROUP_LEN + ARGS_LEN + REQUEST_LEN
 NO_RULE = 0xFFFFFFFF
 UNSET = 0xFFFFFFFF  # loginuid and session of a process nobody logged in for
 
@@ -112,6 +116,9 @@ class Flag(enum.IntFlag):
     FOREIGN_MOUNTS = 1 << 13
     LSM = 1 << 14
     MANY = 1 << 15
+    CWD_GONE = 1 << 16
+    REQUEST_CUT = 1 << 17
+    PARENT_REQUEST = 1 << 18
 
 
 class Dimension(enum.IntEnum):
@@ -158,6 +165,7 @@ class Counter(enum.IntEnum):
     TOUCHED = 17
     LOST_TOUCHED = 18
     NO_MAKER = 19
+    NO_REQUEST = 20
 
 
 class Mask(c.Structure):
@@ -339,6 +347,7 @@ class RawEvent(c.Structure):
         ("cwd_len", c.c_uint16),
         ("cgroup_len", c.c_uint16),
         ("args_len", c.c_uint16),
+        ("request_len", c.c_uint16),
         ("text", c.c_char * (TEXT_LEN + COMPONENT_LEN)),
     ]
 
@@ -363,6 +372,7 @@ class FoldKey(c.Structure):
         ("port", c.c_uint16),
         ("address", c.c_uint8 * 16),
         ("exec_id", c.c_uint64),
+        ("script", c.c_uint64),
     ]
 
 

@@ -113,3 +113,16 @@ class UprobeMulti(c.Structure):
         ("pid", c.c_uint32),
         ("pad", c.c_uint32),
     ]
+
+
+class LinkCreate(c.Structure):
+    """struct bpf_link_create_opts for a perf event, <bpf/bpf.h>."""
+
+    _fields_ = [
+        ("sz", c.c_size_t),
+        ("flags", c.c_uint32),
+        ("iter_info", c.c_void_p),
+        ("iter_info_len", c.c_uint32),
+        ("target_btf_id", c.c_uint32),
+        ("cookie", c.c_uint64),  # perf_event.bpf_cookie
+    ]

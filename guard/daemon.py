@@ -40,9 +40,10 @@ from guard.force import (
     record_daemon,
     refusal_notice,
 )
-from guard.hosts import AddressNews, own_addresses
+from guard.hosts import AddressNews, is_own, own_addresses
 from guard.makers import Makers
 from guard.mta.handins import Handins
+from guard.mta.limits import counts_file
 from guard.mta.losses import messages_lost, not_answered
 from guard.mta.policy_service import PolicyService
 from guard.ownerrules import no_programs, not_served, state_file
@@ -50,6 +51,7 @@ from guard.pins import DEFAULT_PIN_DIR
 from guard.policy import DEFAULT_FILE, Policy, load, refresh
 from guard.preexisting import Before
 from guard.privileges import SERVICE, missing
+from guard.requests import Requests
 from guard.scribe import Scribe
 from guard.service import Service
 from guard.unaided import Unaided
@@ -80,7 +82,8 @@ class Daemon(Service):
         # what was in force without programs was replaced
         state_file(options.pin_dir).unlink(missing_ok=True)
         self._addresses = AddressNews()
-        self._guard.set_hosts(own_addresses())  # once more: now none is missed
+        self._own = own_addresses()  # once more: now none is missed
+        self._guard.set_hosts(self._own)
         self._files = FileWatch()
         self._policy = started.policy
         if started.policy:
@@ -100,9 +103,15 @@ class Daemon(Service):
         self._witness = Witness(self._naming, self._scribe.tell, makers)
         if started.policy:
             self.heed(started.policy)
-        self._mail = PolicyService(self._guard.sender, self._naming, self._scribe.tell)
+        self._mail = PolicyService(
+            self._guard.sender,
+            self._naming,
+            self._scribe.tell,
+            lambda address: is_own(address, self._own),
+            counts_file(options.pin_dir),
+        )
         if started.policy:
-            self._mail.serve(started.policy.mta.socket)
+            self._mail.serve(started.policy)
         self._mail.start()
         self._handins = Handins(self._naming, self._scribe.tell)
         self._handins.start()
@@ -111,14 +120,20 @@ class Daemon(Service):
             self._scribe.tell(notice)
         if lost := self._guard.about().get("mail", {}).get("waiting"):
             self._scribe.tell(messages_lost(int(lost)))
+        if started.policy:
+            self.relay_by(started.policy)
+            self._guard.set_about(smart_host=self._smart_host.record())
         self.register(self._addresses, self._on_addresses)
         self.register(self._files, self._on_files)
         Before(self._guard, lambda: self._policy, self._scribe.tell).follow()
+        self._requests = Requests(self._guard)
+        self._requests.follow()
 
     def _on_addresses(self) -> None:
         self._addresses.drain()
         try:
-            self._guard.set_hosts(own_addresses())
+            self._own = own_addresses()
+            self._guard.set_hosts(self._own)
         except KernelError as error:  # E2BIG: those that fit are in
             sys.stderr.write(f"guardd: addresses of this host: {error.report()}\n")
 
@@ -148,11 +163,14 @@ class Daemon(Service):
         since_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         self._policy = policy
         lastpolicy.keep(policy)
-        self._mail.serve(policy.mta.socket)
+        # before Postfix is answered by them
+        self._naming.use_rules(since_ns, policy.rule_name)
+        self._mail.serve(policy)
         self._watchman.put(policy)
         self.heed(policy)
-        self._naming.use_rules(since_ns, policy.rule_name)
         self.follow(policy)
+        self.relay_by(policy)
+        self._guard.set_about(smart_host=self._smart_host.record())
 
     def reload(self) -> None:
         """Read the policy file again and put it in force, or keep the old one."""
@@ -199,9 +217,12 @@ class Daemon(Service):
             parts.append("new policy refused, the old one is in force")
         if self._mail.trouble:
             parts.append(f"Postfix is not answered: {self._mail.trouble}")
+        parts += self._mail.doubts
         if self._handins.trouble:
             parts.append(f"sendmail(1) is not followed: {self._handins.trouble}")
         self._record_mail()
+        if self._requests.trouble:
+            parts.append(f"requests of PHP are not told: {self._requests.trouble}")
         if self._keeper.lacking:
             parts.append(f"no second lock: {self._keeper.why}")
         self.say(parts)
@@ -285,6 +306,12 @@ def command_line() -> argparse.ArgumentParser:
         help="also print what is journalled on standard output",
     )
     parser.add_argument(
+        "--resolve",
+        action="store_true",
+        help="do nothing but look up the smart host, for the guardd that asks for it; "
+        "this needs no privilege, and is what smtp-guard-names.service does",
+    )
+    parser.add_argument(
         "--version", action="version", version=f"smtp-guard {__version__}"
     )
     return parser
@@ -322,6 +349,11 @@ def _start(options: argparse.Namespace) -> Service:
 def main(arguments: list[str] | None = None) -> None:
     """Run guardd; exits with the status of errors.py on failure."""
     options = _options(arguments)
+    if options.resolve:
+        from guard import names  # guardd itself has no use for a library of DNS
+
+        names.run()
+        return
     try:
         daemon = _start(options)
         daemon.run()

@@ -22,6 +22,8 @@ from guard.needs import needs
 from guard.ownerrules import examine as without_programs
 from guard.ownerrules import read_state
 from guard.policy import DEFAULT_PORTS
+from guard.requests import survey
+from guard.smarthost import describe, in_words
 from guard.tables import guarded_ports
 from guard.verify import verify
 
@@ -115,6 +117,7 @@ def _guard(pin_dir: Path) -> Iterator[Check]:
         )
     else:
         yield good("mode", "enforce")
+    yield _php(guard)
     pid = daemon_pid(guard)
     if pid is None:
         yield Check(
@@ -125,6 +128,37 @@ def _guard(pin_dir: Path) -> Iterator[Check]:
         )
     else:
         yield good("guardd", f"pid {pid}")
+    yield from _smart_host(guard)
+
+
+def _smart_host(guard: Guard) -> Iterator[Check]:
+    about = describe(guard.about().get("smart_host"))
+    if about is None:
+        return
+    if about["trouble"] or not about["addresses"]:
+        yield Check(
+            "smart host",
+            State.WARN,
+            in_words(about),
+            "what is known stays in force; systemctl status smtp-guard-names",
+        )
+    else:
+        yield good("smart host", in_words(about))
+
+
+def _php(guard: Guard) -> Check:
+    with_probes, without = survey(guard.home)
+    if without:
+        return Check(
+            "PHP",
+            State.NOTE,
+            f"{', '.join(map(str, without))}: its scripts are known by arguments or "
+            "folder alone, it has no probes, or guardd did not look yet",
+            "a PHP that was built with --enable-dtrace, as Debian's is",
+        )
+    if not with_probes:
+        return Check("PHP", State.NOTE, "not installed where distributions have it")
+    return good("PHP", f"{with_probes} files tell which script they are at")
 
 
 def _firewalls(pin_dir: Path) -> Iterator[Check]:

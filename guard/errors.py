@@ -86,6 +86,7 @@ class PolicyError(GuardError):
     """{}: {}"""
 
     exit_status = EX_CONFIG
+    refused = "policy refused"
 
     def __init__(
         self, where: str, what: str, hint: str = "", problems: Iterable[object] = ()
@@ -98,7 +99,7 @@ class PolicyError(GuardError):
         """Give every problem with its place and remedy."""
         if not self.problems:
             return super().report()
-        return "\n".join([*map(str, self.problems), f"{self.args[0]}: policy refused"])
+        return "\n".join([*map(str, self.problems), f"{self.args[0]}: {self.refused}"])
 
 
 class JournalError(GuardError):
@@ -171,3 +172,45 @@ class MtaError(GuardError):
     """mail server: {}"""
 
     exit_status = EX_UNAVAILABLE
+
+
+class BadToken(GuardError):
+    """not a token of this host's: {}"""
+
+    exit_status = EX_DATAERR
+
+
+class MailTableError(PolicyError):
+    """{}: {}"""
+
+    refused = "table refused"
+
+
+class SrsError(GuardError):
+    """SRS: {}"""
+
+    exit_status = EX_CONFIG
+
+
+class DnsError(GuardError):
+    """name server: {}"""
+
+    exit_status = EX_TEMPFAIL
+
+
+class MailError(GuardError):
+    """mail: {}"""
+
+    exit_status = EX_CONFIG
+
+
+class MailNotApplied(GuardError):
+    """mail settings not applied, everything is as before: {}"""
+
+    exit_status = EX_TEMPFAIL
+
+
+class MailBusy(GuardError):
+    """another guardctl mail works on {}"""
+
+    exit_status = EX_TEMPFAIL

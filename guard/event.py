@@ -83,6 +83,10 @@ class Event:
     cgroup: str
     args: tuple[str, ...]
     act: Act = Act.NONE
+    # of the request that PHP is at; "": none is known, or it has none
+    script: str = ""
+    uri: str = ""
+    method: str = ""
 
 
 def _format(kind: Any) -> str:
@@ -132,16 +136,18 @@ def unpack_event(raw: bytes) -> Event:
         netns, pid, tid, uid, gid, real_uid, real_gid, loginuid, session, error,
         act, comm, *rest,
     ) = _HEADER.unpack_from(raw)  # fmt: skip
-    exe_len, cwd_len, cgroup_len, args_len = rest[-4:]
+    exe_len, cwd_len, cgroup_len, args_len, request_len = rest[-5:]
     if abi != ABI:
         raise TornEvent(f"contract version {abi}, this is version {ABI}")
     exe_end = HEADER_SIZE + exe_len
     cwd_end = exe_end + cwd_len
     cgroup_end = cwd_end + cgroup_len
     args_end = cgroup_end + args_len
-    if args_end > len(raw) or ancestors > ANCESTORS:
-        raise TornEvent(f"texts end at {args_end}, the event at {len(raw)}")
+    request_end = args_end + request_len
+    if request_end > len(raw) or ancestors > ANCESTORS:
+        raise TornEvent(f"texts end at {request_end}, the event at {len(raw)}")
     try:
+        script, uri, method = _request(raw[args_end:request_end])
         return Event(
             kind=EventKind(kind),
             verdict=Verdict(verdict),
@@ -186,9 +192,23 @@ def unpack_event(raw: bytes) -> Event:
             cgroup=_path(raw[cwd_end:cgroup_end], bool(flags & Flag.CGROUP_CUT)),
             args=_args(raw[cgroup_end:args_end]),
             act=Act(act),
+            script=script,
+            uri=uri,
+            method=method,
         )
     except ValueError as error_:
         raise TornEvent(str(error_)) from None
+
+
+@lru_cache(maxsize=1024)
+def _request(raw: bytes) -> tuple[str, str, str]:
+    """Split what our program read of a request: three texts, a NUL after each."""
+    if not raw:
+        return "", "", ""
+    script, uri, method, rest = map(_text, raw.split(b"\0"))
+    if rest:
+        raise ValueError("a request that has no end")
+    return script, uri, method
 
 
 @lru_cache(maxsize=256)

@@ -33,6 +33,10 @@ class Kind(enum.Enum):
     ENROLLED = "enrolled"
     CLOCK_SET = "clock-set"
     MESSAGE = "message"
+    SMART_HOST = "smart-host"
+    REJECTED = "rejected"
+    WOULD_REJECT = "would-reject"
+    LIMITED = "limited"
     HANDED_IN = "handed-in"
 
 
@@ -117,9 +121,16 @@ class Finding:
     destinations: str | None = None
     lock: str | None = None  # of the second lock: nftables-output, iptables-forward
     makers: tuple[Maker, ...] = ()  # BACKSTOP, when it can have been several
-    # args-cut, cwd-cut, no-args, ...; BACKSTOP: maker (of its socket, which another
+    # args-cut, parent-request, ...; BACKSTOP: maker (of its socket, which another
     # may have been handed), one-of (see makers), maybe-others, no-process
     incomplete: tuple[str, ...] = field(default=())
+    # of an interpreter, absolute; a folder and a slash where no more is known. What
+    # its process says, and no proof: `..` in it may lead anywhere
+    script: str | None = None
+    script_from: str | None = None  # request, args, cwd; None: no script is known
+    pool: str | None = None  # of php-fpm
+    request_method: str | None = None  # of a web request that PHP is at
+    request_uri: str | None = None  # without its query
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,8 +154,21 @@ class Message:
     server: tuple[str, int] | None  # likewise, of the host's own end
     origin: Finding | None  # the connection it came by; None: of no process known
     unknown: str = ""  # why that is so: one of UNKNOWN
-    kind: Kind = Kind.MESSAGE
+    kind: Kind = Kind.MESSAGE  # or REJECTED, WOULD_REJECT
+    answer: str = "dunno"  # or defer, hold, reject: the policy's, whatever the mode
+    reason: str = ""  # of the answer: one of REASONS, "" where there is none
+    limit: str = ""  # the name of the limit that it is beyond
+    token: str = ""  # in its header
 
+
+MAIL = frozenset((Kind.MESSAGE, Kind.REJECTED, Kind.WOULD_REJECT))
+
+# Why a message is refused or held, or would be.
+REASONS = {
+    "no-login": "a program of this host that has not logged in and that no rule names",
+    "unknown-origin": "a program of this host, not known which, that has not logged in",
+    "limit": "beyond the limit",
+}
 
 # Why a message has no origin, and what that means.
 UNKNOWN = {

@@ -25,7 +25,7 @@ from operator import attrgetter
 from typing import Any, TypeAlias
 
 from guard.errors import JournalError
-from guard.finding import Finding, Kind, Message, Notice
+from guard.finding import MAIL, Finding, Kind, Message, Notice
 from guard.lists import (
     makers_json,
     parents_json,
@@ -34,7 +34,7 @@ from guard.lists import (
     read_parents,
 )
 from guard.mailfields import RENAMED, message_lines, read_message
-from guard.message import mail_message, message, priority
+from guard.message import mail_message, mail_priority, message, priority
 from guard.text import printable
 from guard.values import end, number, text, time_us
 
@@ -66,11 +66,16 @@ MESSAGE_IDS: dict[Kind, str] = {
     Kind.ENROLLED: "1c8ad267a41a4662b3ee6a058f6e4deb",
     Kind.CLOCK_SET: "c07b04c833ab4f4188486a8ea8bce614",
     Kind.MESSAGE: "9ae8204ec22246afa6005ebf718d0d10",
+    Kind.SMART_HOST: "2169f63050b74e59aa52ccc8e48b6e51",
+    Kind.REJECTED: "d82993ec3dab48c19a4cbf0a326cc3e7",
+    Kind.WOULD_REJECT: "35f2ff00b54a4bc2aec247953618fae0",
+    Kind.LIMITED: "0edaabf43b544256aea99c6779cefd6b",
     Kind.HANDED_IN: "e533fbaffb064b92ad5b61a3f6c9b106",
 }
 NOTICES = frozenset(
     (Kind.LOST, Kind.POLICY_LOADED, Kind.POLICY_REFUSED, Kind.LOADED, Kind.UNLOADED)
-    + (Kind.TAMPERED, Kind.ENROLLED, Kind.CLOCK_SET, Kind.HANDED_IN)
+    + (Kind.TAMPERED, Kind.ENROLLED, Kind.CLOCK_SET, Kind.LIMITED)
+    + (Kind.HANDED_IN, Kind.SMART_HOST)
 )
 _KINDS = {kind.value: kind for kind in Kind}
 
@@ -116,6 +121,11 @@ _COLUMNS: tuple[tuple[str, str, Callable[[Any], Any]], ...] = (
     ("exe_inode", "SMTPGUARD_EXE_INODE", _count),
     ("exe_nlink", "SMTPGUARD_EXE_NLINK", _count),
     ("cwd", "SMTPGUARD_CWD", _word),
+    ("script", "SMTPGUARD_SCRIPT", _word),
+    ("script_from", "SMTPGUARD_SCRIPT_FROM", _word),
+    ("pool", "SMTPGUARD_POOL", _word),
+    ("request_method", "SMTPGUARD_REQUEST_METHOD", _word),
+    ("request_uri", "SMTPGUARD_REQUEST_URI", text),
     ("unit", "SMTPGUARD_UNIT", _word),
     ("container", "SMTPGUARD_CONTAINER", _word),
     ("cgroup", "SMTPGUARD_CGROUP", _word),
@@ -131,6 +141,7 @@ _COLUMNS: tuple[tuple[str, str, Callable[[Any], Any]], ...] = (
 _MAY_MISS = frozenset(
     ("rule", "ppid", "user", "group", "loginuid", "session", "exe", "unit")
     + ("container", "error", "duration_us", "lock", "destinations")
+    + ("script", "script_from", "pool", "request_method", "request_uri")
 )
 _REQUIRED = tuple((a, f, how) for a, f, how in _COLUMNS if a not in _MAY_MISS)
 _OPTIONAL = tuple((a, f, how) for a, f, how in _COLUMNS if a in _MAY_MISS)
@@ -204,10 +215,10 @@ def _named(forms: tuple[str, ...], finding: Finding) -> list[str]:
 def _mail_lines(found: Message) -> list[str]:
     return [
         f"MESSAGE={mail_message(found)}",
-        f"MESSAGE_ID={MESSAGE_IDS[Kind.MESSAGE]}",
-        "PRIORITY=6",
+        f"MESSAGE_ID={MESSAGE_IDS[found.kind]}",
+        f"PRIORITY={mail_priority(found)}",
         f"SYSLOG_IDENTIFIER={IDENTIFIER}",
-        f"SMTPGUARD_KIND={Kind.MESSAGE.value}",
+        f"SMTPGUARD_KIND={found.kind.value}",
         *message_lines(found),
         *(_origin_lines(found.origin) if found.origin else ()),
     ]
@@ -365,8 +376,8 @@ def read(entry: Mapping[str, Any]) -> Found:
     """
     try:
         kind = _KINDS[text(entry["SMTPGUARD_KIND"])]
-        if kind is Kind.MESSAGE:
-            return read_message(entry, _origin)
+        if kind in MAIL:
+            return read_message(kind, entry, _origin)
         return _notice(kind, entry) if kind in NOTICES else _finding(kind, entry)
     except KeyError as error:
         raise JournalError(f"an entry without {printable(str(error))}") from None
@@ -376,7 +387,7 @@ def read(entry: Mapping[str, Any]) -> Found:
 
 def _origin(entry: Mapping[str, Any]) -> Finding:
     kind = _KINDS[text(entry["SMTPGUARD_KIND"])]
-    if kind in NOTICES or kind is Kind.MESSAGE:
+    if kind in NOTICES or kind in MAIL:
         raise ValueError(f"{kind.value} is no origin")
     return _finding(kind, entry)
 

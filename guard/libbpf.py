@@ -15,16 +15,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from guard.bpfstructs import LinkCreate, TestRun, UprobeMulti
 from guard.bpfstructs import LinkInfo as LinkInfo
 from guard.bpfstructs import MapInfo as MapInfo
 from guard.bpfstructs import ProgramInfo as ProgramInfo
-from guard.bpfstructs import TestRun, UprobeMulti
 from guard.errors import KernelError
 
 BTF_KIND_STRUCT = 4  # include/uapi/linux/btf.h
 BPF_ANY = 0
 BPF_NOEXIST = 1
-_TRACE_ITER = 28  # enum bpf_attach_type, include/uapi/linux/bpf.h
+_TRACE_ITER, _PERF_EVENT = 28, 41  # enum bpf_attach_type, include/uapi/linux/bpf.h
 TRACE_UPROBE_MULTI = 48
 _LINK_CREATE = 28  # enum bpf_cmd
 
@@ -282,6 +282,18 @@ def attach_traced(program: int) -> int:
     return _check(_lib.bpf_raw_tracepoint_open(None, program), "cannot attach it")
 
 
+def attach_perf(program: int, event: int, cookie: int) -> int:
+    """Attach a program to an open perf event; gives the link's descriptor.
+
+    The program gets cookie (64 bits) by bpf_get_attach_cookie().
+    """
+    options = LinkCreate(sz=c.sizeof(LinkCreate), cookie=cookie)
+    return _check(
+        _lib.bpf_link_create(program, event, _PERF_EVENT, c.byref(options)),
+        "cannot attach a program to a probe",
+    )
+
+
 def iterate(program: int) -> int:
     """Make a link of an iterator program, to be read by iterator_output()."""
     return _check(
@@ -380,6 +392,15 @@ class Object:
         _check(
             _lib.bpf_map__set_max_entries(self._map(name), c.c_uint32(number)),
             f"cannot size {name}",
+        )
+
+    def set_attach_type(self, name: str, attach_type: int) -> None:
+        """Say before load() how a program is going to be attached."""
+        _check(
+            _lib.bpf_program__set_expected_attach_type(
+                self._program(name), attach_type
+            ),
+            f"cannot set the attach type of {name}",
         )
 
     def load(self) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from operator import attrgetter
 from typing import Any
 
-from guard.finding import UNKNOWN, Finding, Message
+from guard.finding import REASONS, UNKNOWN, Finding, Kind, Message
 from guard.values import end, number, text, time_us
 
 _COLUMNS: tuple[tuple[str, str, Callable[[Any], Any]], ...] = (
@@ -23,6 +23,13 @@ _COLUMNS: tuple[tuple[str, str, Callable[[Any], Any]], ...] = (
     ("protocol", "SMTPGUARD_PROTOCOL", text),
     ("state", "SMTPGUARD_STATE", text),
     ("helo", "SMTPGUARD_HELO", text),
+)
+# Since 0.2; a field that says nothing is not there.
+_LATER = (
+    ("answer", "SMTPGUARD_ANSWER", "dunno"),
+    ("reason", "SMTPGUARD_REASON", ""),
+    ("limit", "SMTPGUARD_LIMIT", ""),
+    ("token", "SMTPGUARD_TOKEN", ""),
 )
 _values = attrgetter(*(attribute for attribute, _, _ in _COLUMNS))
 # What a finding calls by a name that the message needs for itself. Its number too:
@@ -44,13 +51,18 @@ def message_lines(found: Message) -> list[str]:
         if where:
             lines.append(f"SMTPGUARD_{which}_ADDR={where[0]}")
             lines.append(f"SMTPGUARD_{which}_PORT={where[1]}")
+    for attribute, name, plain in _LATER:
+        if (value := getattr(found, attribute)) != plain:
+            lines.append(f"{name}={value}")
     if found.unknown:
         lines.append(f"SMTPGUARD_UNKNOWN={found.unknown}")
     return lines
 
 
 def read_message(
-    entry: Mapping[str, Any], read_origin: Callable[[Mapping[str, Any]], Finding]
+    kind: Kind,
+    entry: Mapping[str, Any],
+    read_origin: Callable[[Mapping[str, Any]], Finding],
 ) -> Message:
     """Make a Message of an entry; read_origin makes the finding of the connect().
 
@@ -64,10 +76,17 @@ def read_message(
     unknown = text(entry.get("SMTPGUARD_UNKNOWN", ""))
     if bool(unknown) == bool(origin) or unknown not in ("", *UNKNOWN):
         raise ValueError("a message of no origin, and no reason")
+    later: dict[str, Any] = {
+        attribute: text(entry.get(name, plain)) for attribute, name, plain in _LATER
+    }
+    if later["reason"] not in ("", *REASONS):
+        raise ValueError("a message refused for no reason that is known")
     return Message(
+        kind=kind,
         client=end("CLIENT", entry) if "SMTPGUARD_CLIENT_ADDR" in entry else None,
         server=end("SERVER", entry) if "SMTPGUARD_SERVER_ADDR" in entry else None,
         origin=origin,
         unknown=unknown,
         **{attribute: how(entry[name]) for attribute, name, how in _COLUMNS},
+        **later,
     )

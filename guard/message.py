@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from guard.finding import UNKNOWN, Finding, Kind, Message
+from guard.finding import REASONS, UNKNOWN, Finding, Kind, Message
 from guard.text import address, printable
 
 
@@ -61,7 +61,7 @@ def message(finding: Finding) -> str:
     to = address(finding.dst)
     if finding.destinations == "many":
         to = f"many destinations, the first {to}"
-    text = f"{lead}: {who}{source} -> {to}{_why(finding)}{what}"
+    text = f"{lead}: {who}{source} -> {to}{_why(finding)}{what}{_script(finding)}"
     if finding.unit:
         text += f", unit {finding.unit}"
     if finding.container:
@@ -69,18 +69,48 @@ def message(finding: Finding) -> str:
     return printable(text)
 
 
+def mail_priority(found: Message) -> int:
+    """Give the syslog(3) level: 4 refused, 5 held or would be either, else 6."""
+    if found.kind is Kind.REJECTED:
+        return 4
+    return 6 if found.answer == "dunno" else 5
+
+
+_ANSWERS = {"reject": "rejected", "defer": "deferred", "hold": "held"}
+
+
+def _mail_lead(found: Message) -> str:
+    word = _ANSWERS.get(found.answer, "")
+    if not word:
+        return ""
+    return f"would be {word}: " if found.kind is Kind.WOULD_REJECT else f"{word}: "
+
+
 def mail_message(found: Message) -> str:
     """Say in one printable line which message came from whom."""
-    text = f"message {found.queue_id or 'of no queue'} from <{found.sender}>"
+    text = f"{_mail_lead(found)}message {found.queue_id or 'of no queue'}"
+    text += f" from <{found.sender}>"
     text += f", {found.recipients} recipients, {found.size} bytes"
     if found.sasl_user:
         text += f", logged in as {found.sasl_user}"
+    if found.answer != "dunno":
+        text += f", {REASONS.get(found.reason, found.reason)} {found.limit}".rstrip()
     source = address(found.client) if found.client else "an unknown client"
     if (by := found.origin) is None:
         return printable(f"{text}: {source}: {UNKNOWN[found.unknown]}")
     text += f": pid {by.pid} ({by.comm}, {by.user or f'uid {by.uid}'}) {source};"
-    text += f" {by.exe or 'no executable'} in {by.cwd}"
+    text += f" {by.exe or 'no executable'} in {by.cwd}{_script(by)}"
     return printable(f"{text}, unit {by.unit}" if by.unit else text)
+
+
+def _script(finding: Finding) -> str:
+    """Name the script, where it says more than the folder does."""
+    text = ""
+    if finding.script not in (None, f"{finding.cwd}/"):
+        text = f", script {finding.script}"
+    if finding.request_uri:
+        text += f", {finding.request_method or 'request'} {finding.request_uri}"
+    return f"{text}, pool {finding.pool}" if finding.pool else text
 
 
 def _one_of(finding: Finding) -> str:

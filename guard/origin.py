@@ -16,10 +16,12 @@ from guard.abi import NO_RULE, UNSET, Direction, EventKind, Flag, Mode, Outcome,
 from guard.event import Ancestor, Event
 from guard.finding import Finding, Kind, Process
 from guard.ring import Repeats
+from guard.script import script_of
 
 # Names are asked again after so long, for accounts that come and go.
 _NAMES_SECONDS = 60.0
 _POLICIES = 64  # whose rules are known by name, the last ones
+_SESSION = re.compile(r"/user\.slice/(user-[0-9]+\.slice)/")
 _UNIT_ENDS = (".service", ".scope", ".socket", ".mount", ".swap")
 
 # How container engines name their cgroups. Docker, Podman, containerd and CRI-O
@@ -55,6 +57,22 @@ def unit_of(cgroup: str) -> str | None:
     return None
 
 
+def session_slice(cgroup: str) -> str | None:
+    """Give the slice of the user of a login session; None: the path is of none."""
+    session = _SESSION.match(cgroup)
+    return session[1] if session else None
+
+
+@lru_cache(maxsize=4096)
+def lasting_unit(cgroup: str) -> str | None:
+    """Give the unit of a cgroup path that is there again tomorrow.
+
+    A login session is a unit of its own that is never seen again: its user's slice
+    stands for it.
+    """
+    return session_slice(cgroup) or unit_of(cgroup)
+
+
 @lru_cache(maxsize=4096)
 def container_of(cgroup: str) -> str | None:
     """Give `engine:name` of the container that a cgroup path belongs to."""
@@ -86,6 +104,11 @@ def _incomplete(flags: int) -> tuple[str, ...]:
 @lru_cache(maxsize=256)
 def _processes(ancestors: tuple[Ancestor, ...]) -> tuple[Process, ...]:
     return tuple(Process(a.pid, a.uid, a.comm, a.start_ns) for a in ancestors)
+
+
+def _request_text(text: str) -> str | None:
+    """Give what a request has; PHP writes - for what it has not, as on a terminal."""
+    return None if text in ("", "-") else text
 
 
 def _name(
@@ -129,6 +152,22 @@ class Naming:
                 return name(number) or f"#{number}"
         return f"#{number}"
 
+    def rule_of(self, event: Event) -> str | None:
+        """Name the rule that decided about an event; None: no rule did.
+
+        "": it is of a policy that was in force before this process knew one.
+        """
+        if event.rule == NO_RULE:
+            return None
+        for since_ns, name in self._rules:
+            if event.time_ns >= since_ns:
+                return name(event.rule) or ""
+        return ""
+
+    def connection(self, event: Event) -> str:
+        """Give the unique name of a connection: boot id and socket cookie."""
+        return f"{self.boot}-{event.connection:x}"
+
     def user(self, uid: int) -> str | None:
         """Name a user; None: no account has this uid."""
         return _name(self._users, uid, lambda: pwd.getpwuid(uid).pw_name)
@@ -158,11 +197,16 @@ class Naming:
         flags = event.flags
         device = event.exe_device
         ended = event.ended_ns
+        unit = unit_of(event.cgroup)
+        incomplete = _incomplete(flags) if flags else ()
+        script = script_of(
+            event.exe or None, event.args, event.cwd, unit, incomplete, event.script
+        )
         return Finding(
             kind=kind,
             time_us=(event.time_ns + to_real) // 1000,
             seq=event.seq,
-            connection=f"{self.boot}-{event.connection:x}",
+            connection=self.connection(event),
             verdict=_VERDICTS[event.verdict],
             mode=_MODES[event.mode],
             direction=_DIRECTIONS[event.direction],
@@ -187,7 +231,7 @@ class Naming:
             exe_nlink=event.exe_nlink,
             args=event.args,
             cwd=event.cwd,
-            unit=unit_of(event.cgroup),
+            unit=unit,
             container=container_of(event.cgroup),
             cgroup=event.cgroup,
             netns=event.netns,
@@ -201,7 +245,12 @@ class Naming:
             duration_us=max(ended - event.time_ns, 0) // 1000 if ended else None,
             count=repeats.folded if repeats else 1,
             last_us=(repeats.last_ns + to_real) // 1000 if repeats else 0,
-            incomplete=_incomplete(flags) if flags else (),
+            incomplete=incomplete,
+            script=script.path,
+            script_from=script.known_from,
+            pool=script.pool,
+            request_method=_request_text(event.method),
+            request_uri=_request_text(event.uri),
             lock="lsm" if flags & Flag.LSM else None,
             destinations="many" if flags & Flag.MANY else None,
         )

@@ -28,6 +28,7 @@ from guard.finding import Kind, Notice
 from guard.force import policy_notice, refusal_notice, start_ticks
 from guard.kernel import remains
 from guard.policy import Policy
+from guard.policy.describe import smart_host_json
 
 STATE_DIR = Path("/run/smtp-guard")
 
@@ -178,6 +179,7 @@ class OwnerRules:
             "weaker": [
                 {"rule": rule.label, "what": what} for rule, what in untold(self.policy)
             ],
+            "smart_host": smart_host_json(self.policy),
             "pid": pid if self.served else None,
             "pid_ticks": start_ticks(pid) if self.served else None,
             "version": __version__,

@@ -21,6 +21,7 @@ from guard.finding import Finding, Kind, Process
 from guard.origin import Naming, cgroup2_path, container_of, unit_of
 from guard.policy.evaluate import Caller, Executable, ExeId
 from guard.policy.files import device_number, is_trusted
+from guard.script import Script, script_of
 from guard.sockholders import socket_holders
 
 _DELETED = " (deleted)"  # proc_pid_exe(5)
@@ -69,6 +70,7 @@ def _look(process: psutil.Process) -> Seen:
     pid = process.pid
     parents = process.parents()
     uids, gids = process.uids(), process.gids()
+    cwd = os.readlink(f"/proc/{pid}/cwd")
     file = exe = None
     with contextlib.suppress(OSError):  # a kernel thread has none
         file = os.stat(f"/proc/{pid}/exe")
@@ -92,7 +94,11 @@ def _look(process: psutil.Process) -> Seen:
         cgroup=cgroup2_path(Path(f"/proc/{pid}/cgroup").read_bytes()),
         netns=os.stat(f"/proc/{pid}/ns/net").st_ino,
         ancestors=tuple(_ancestor(parent) for parent in parents[:ANCESTORS]),
-        incomplete=("ancestors-cut",) if len(parents) > ANCESTORS else (),
+        incomplete=(
+            *(("ancestors-cut",) if len(parents) > ANCESTORS else ()),
+            # not by stat(), which a file system of a user's could let hang
+            *(("cwd-gone",) if cwd.endswith(_DELETED) else ()),
+        ),
     )
 
 
@@ -200,6 +206,10 @@ def finding(
         incomplete += ("no-user",) if uid is None else ()
     file = seen.file if seen else None
     cgroup = seen.cgroup if seen else "/"
+    unit = unit_of(cgroup)
+    script = Script()
+    if seen:
+        script = script_of(seen.exe, seen.args, seen.cwd, unit, incomplete)
     return Finding(
         kind=kind,
         time_us=time.time_ns() // 1000,
@@ -231,7 +241,7 @@ def finding(
         exe_nlink=file.st_nlink if file else 0,
         args=seen.args if seen else (),
         cwd=seen.cwd if seen else "/",
-        unit=unit_of(cgroup),
+        unit=unit,
         container=container_of(cgroup),
         cgroup=cgroup,
         netns=netns or (seen.netns if seen else 0),
@@ -244,4 +254,7 @@ def finding(
         bytes_received=0,
         duration_us=None,
         incomplete=incomplete,
+        script=script.path,
+        script_from=script.known_from,
+        pool=script.pool,
     )

@@ -23,6 +23,7 @@ LOSSES = {
     Counter.LOST_TOUCHED: "the ring was full: who reached for the guard itself",
     Counter.NO_OWNER: "too many connections at once: not in the map of owners",
     Counter.NO_MAKER: "too many raw or packet sockets at once: who made one",
+    Counter.NO_REQUEST: "too many requests of PHP at once: which script it was",
     Counter.NO_MARK: "a socket took no mark: refused by the second lock",
 }
 

@@ -28,6 +28,7 @@ from guard.message import mail_message, message
 from guard.origin import Naming
 from guard.policy import Policy
 from guard.scribe import Clerk
+from guard.smarthost import Follower
 from guard.text import printable
 
 _TICK_SECONDS = 1.0  # status line and watchdog; systemd's limit is far longer
@@ -53,6 +54,7 @@ class Service:
         self._options = options
         self._selector = selectors.DefaultSelector()
         self._naming = Naming()
+        self._smart_host = Follower()
         self._unwatched = ""  # why files are not followed; "" when they are
 
     def start(self) -> None:
@@ -131,8 +133,17 @@ class Service:
                 sys.stderr.write(f"guardd: {error.report()}\n")
             self._unwatched = str(error)
 
+    def relay_by(self, policy: Policy) -> None:
+        """Have the smart host of a policy that was put in force looked up."""
+        for notice in self._smart_host.put(policy):
+            self._scribe.tell(notice)
+
     def say(self, parts: list[str]) -> None:
         """Tell systemd how it is, and that this process is alive."""
+        for notice in self._smart_host.look():
+            self._scribe.tell(notice)
+        if self._smart_host.trouble:
+            parts.append(f"smart host: {self._smart_host.trouble}")
         if self._witness.trouble:
             parts.append(f"nobody listens to netfilter: {self._witness.trouble}")
         if self._unwatched:

@@ -44,6 +44,7 @@ MAPS = {
     "attempts": "attempts",
     "folds": "folds",
     "makers": "makers",
+    "requests": "requests",
     ".data.closed": "closed",
     "conns": "conns",
 }
@@ -333,6 +334,7 @@ _RECORD: dict[str, type | tuple[type, ...]] = {
     "backstop": dict,
     "before": dict,
     "mail": dict,
+    "smart_host": dict,
 }
 
 

@@ -58,6 +58,7 @@ class Unaided(Service):
         self._scribe.start()
         for notice in notices:
             self._scribe.tell(notice)
+        self.relay_by(self._policy)
         self.register(self._files, self._on_files)
 
     @property
@@ -71,6 +72,7 @@ class Unaided(Service):
     def _put(self, policy: Policy) -> None:
         self._rules.put(policy)
         self._listen()
+        self.relay_by(policy)
 
     def _on_files(self) -> None:
         """Follow an account that was made or changed."""

@@ -294,7 +294,9 @@ def changed_meanwhile(pin_dir: Path, file: Path) -> list[Notice]:
         if mine and policy.sha256 == bytes(guard.policy().sha256):
             slot = guard.slot
             rows = compile_rows(policy, slot, exe_keys(guard))
-            by_itself = ("exes", "numbers")
+            by_itself = ["exes", "numbers"]
+            if policy.known is not None:  # the smart host's addresses
+                by_itself.append("prefixes")
             if wrong := [
                 name for name in wrong_rows(guard, rows, slot) if name not in by_itself
             ]:

@@ -8,8 +8,9 @@ exec 9<tests/setup.sh && flock 9 # two at once would make one .venv
 
 # What the guard runs on.
 packages=(
-	libbpf1 libnetfilter-log1 python3 python3-click python3-iptables
-	python3-nftables python3-psutil python3-pyroute2 python3-rich python3-systemd
+	libbpf1 libnetfilter-log1 python3 python3-click python3-dnspython
+	python3-iptables python3-nftables python3-psutil python3-pyroute2 python3-rich
+	python3-systemd python3-tomlkit
 )
 # What compiles and packages it.
 packages+=(
@@ -18,10 +19,14 @@ packages+=(
 )
 # What tests and linters use: a real mail server, its clients, the network.
 packages+=(
-	bpftool clang-format curl haproxy iproute2 iptables liburing-dev libsasl2-modules
-	msmtp mypy nftables openssl php-cli postfix python3-aiosmtpd python3-hypothesis
-	python3-pytest sasl2-bin shellcheck strace swaks systemd util-linux
+	apache2-bin apache2-utils bpftool clang-format curl haproxy iproute2 iptables
+	libapache2-mod-php liburing-dev libsasl2-modules msmtp mypy nftables nginx-light
+	nodejs openssl php-cli php-fpm postfix python3-aiosmtpd python3-hypothesis
+	python3-pytest ruby sasl2-bin shellcheck strace swaks systemd systemtap-sdt-dev
+	util-linux
 )
+# A name server, rewritten senders, and who checks SPF.
+packages+=(bind9 bind9-utils postfix-policyd-spf-python postsrsd python3-spf)
 # What reads the man pages, and the shells that complete.
 packages+=(fish man-db mandoc zsh)
 # What tests/vm makes and runs guests with.

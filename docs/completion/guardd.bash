@@ -15,7 +15,7 @@ _guardd() {
 	--ring-bytes) mapfile -t COMPREPLY < <(compgen -W '4194304 16777216 67108864' -- "$2") ;;
 	*)
 		mapfile -t COMPREPLY < <(compgen -W '--policy --cgroup --pin-dir --ring-bytes
-			--design --foreground --version --help' -- "$2")
+			--design --resolve --foreground --version --help' -- "$2")
 		;;
 	esac
 }

@@ -16,6 +16,7 @@ from guard.kernel import remains
 from guard.ownerrules import load_owner_rules, no_programs, not_served, state_file
 from guard.policy import DEFAULT_FILE
 from guard.preexisting import Before
+from guard.requests import Requests
 from guard.text import json_text, printable_lines
 
 _EXAMPLES = """\b
@@ -88,6 +89,7 @@ def _load_programs(
         start = bring_up(pin_dir, folder, policy)
         # what was in force without programs was replaced
         state_file(pin_dir).unlink(missing_ok=True)
+        Requests(start.guard).look()  # what it may not do is guardd's to tell
         _tell(start.notices(policy.absolute()), as_json)
         found: list[Finding | Notice] = []
         before = Before(start.guard, lambda: start.policy, found.append)

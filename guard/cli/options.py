@@ -76,6 +76,21 @@ _FILTERS = [
         help="Its systemd unit.",
     ),
     click.option(
+        "--script",
+        "scripts",
+        multiple=True,
+        metavar="PATH|GLOB",
+        shell_complete=complete.files,
+        help="Script that an interpreter runs.",
+    ),
+    click.option(
+        "--pool",
+        "pools",
+        multiple=True,
+        metavar="NAME|GLOB",
+        help="Pool of php-fpm.",
+    ),
+    click.option(
         "--verdict",
         "verdicts",
         type=click.Choice(["deny", "allow", "redirect"]),
@@ -104,7 +119,7 @@ _JOURNAL = [
 # Taken from a command's keyword arguments by take_filter().
 _NAMES = (
     *("ports", "to", "from_ports", "pids", "users", "uids", "exes", "units"),
-    *("verdicts", "directions"),
+    *("scripts", "pools", "verdicts", "directions"),
 )
 
 

@@ -17,7 +17,7 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
-from guard.finding import UNKNOWN, Finding, Kind, Message, Notice
+from guard.finding import REASONS, UNKNOWN, Finding, Kind, Message, Notice
 from guard.journal import Found
 from guard.message import mail_message
 from guard.text import address, json_text, printable
@@ -111,6 +111,11 @@ def row(finding: Finding) -> dict[str, Any]:
         "exe_device": valid(finding.exe_device),
         "exe_inode": finding.exe_inode,
         "exe_nlink": finding.exe_nlink,
+        "script": _text(finding.script),
+        "script_from": _text(finding.script_from),
+        "pool": _text(finding.pool),
+        "request_method": _text(finding.request_method),
+        "request_uri": _text(finding.request_uri),
         "incomplete": list(map(valid, finding.incomplete)),
         "makers": [
             {
@@ -155,6 +160,10 @@ def mail_row(found: Message) -> dict[str, Any]:
         "server": _end(found.server),
         "origin": row(found.origin) if found.origin else None,
         "unknown": UNKNOWN.get(found.unknown),
+        "answer": valid(found.answer),
+        "reason": REASONS.get(found.reason),
+        "limit": valid(found.limit) or None,
+        "token": valid(found.token) or None,
     }
 
 
@@ -266,7 +275,7 @@ class Table:
         wide = f"{'OUTCOME':<9} {'UNIT':<18} " if self.wide else ""
         return (
             f"{'TIME':<14} {'VERDICT':<10} {'PID':>7} {'USER':<8} "
-            f"{'TO':<19} {wide}PROGRAM, CWD"
+            f"{'TO':<19} {wide}PROGRAM, SCRIPT"
         )
 
     def line(self, finding: Finding) -> str:
@@ -283,7 +292,7 @@ class Table:
             f"{short_time(finding.time_us)} {cut(verdict_word(finding), 10):<10} "
             f"{finding.pid:>7} {cut(user, 8):<8} "
             f"{cut_front(_to(finding), 19):<19} {wide}"
-            f"{cut(comm + cut_front(finding.cwd, room), self._rest)}"
+            f"{cut(comm + cut_front(finding.script or finding.cwd, room), self._rest)}"
         )
 
 

@@ -18,6 +18,7 @@ from guard.policy import Problem, parse
 from guard.policy.evaluate import unit_matches
 from guard.policy.units import BadUnit, unit_pattern
 from guard.query import connections
+from guard.query.messages import not_logged_in
 from guard.query.planning import Candidate, candidates, place
 from guard.text import json_text, printable
 
@@ -63,7 +64,8 @@ def command(
 ) -> None:
     """Tell who was or would be denied, how often, and what would allow it.
 
-    One rule for each program, user and unit that a rule can tell apart. Run
+    Also whose mail the host's own mail server did or would refuse for no login. One
+    rule for each program, user and unit that a rule can tell apart. Run
     the guard in observe mode for as long as the rarest mail takes, and read
     this before mode = "enforce".
     """
@@ -72,14 +74,22 @@ def command(
     journal = options.take_journal(directory, merge)
     torn = options.Torn()
     found, beyond = candidates(connections(journal, wanted, torn, ends=False))
+    given["verdicts"] = ()
+    senders = options.take_filter(given, since, until)
+    mail, beyond_mail = candidates(not_logged_in(journal, senders, torn))
+    beyond += beyond_mail
     names: set[str] = set()
-    for candidate in found:
+    for what, candidate in (
+        *(("connection", one) for one in found),
+        *(("mail", one) for one in mail),
+    ):
         rule, against = _judge(candidate, names)
         if json_:
-            click.echo(json_text(_row(candidate, rule, against)))
+            row = _row(candidate, rule, against)
+            click.echo(json_text({**row, "refused": what}))
         else:
-            _print(candidate, rule, against)
-    if not found and not json_:
+            _print(candidate, rule, against, what)
+    if not (found or mail) and not json_:
         click.echo(f"# nobody was or would have been denied since {printable(since)}")
     if beyond:
         click.echo(f"{beyond} connections of further identities left out", err=True)
@@ -217,9 +227,15 @@ def _row(candidate: Candidate, rule: str | None, against: list[str]) -> dict[str
     }
 
 
-def _print(candidate: Candidate, rule: str | None, against: list[str]) -> None:
+_WORDS = {"connection": "denied", "mail": "refused for no login"}
+
+
+def _print(
+    candidate: Candidate, rule: str | None, against: list[str], what: str
+) -> None:
     finding = candidate.finding
-    word = "denied" if finding.mode == "enforce" else "would be denied"
+    word = _WORDS[what] if finding.mode == "enforce" else f"would be {_WORDS[what]}"
+    word = f"mail {word}" if what == "mail" else word
     user = finding.user if finding.user is not None else f"uid {finding.uid}"
     unit = f" in {finding.unit}" if finding.unit else ""
     _comment(

@@ -19,6 +19,7 @@ from guard.kernel import Guard
 from guard.ownerrules import read_state, served_by, state_file
 from guard.ring import LOSSES
 from guard.ringbuf import ring_backlog
+from guard.smarthost import describe, in_words
 from guard.tables import guarded_ports
 from guard.text import json_text, printable
 
@@ -61,6 +62,7 @@ def _tell_unaided(pin_dir: Path, state: dict[str, Any], as_json: bool) -> None:
     check = compare(state["backstop"], pin_dir)
     in_force = check.state is not State.BAD
     state["in_force"] = in_force
+    state["smart_host"] = describe(state.get("smart_host"))
     state["guardd"] = {"pid": served_by(state_file(pin_dir))}
     if as_json:
         click.echo(json_text(state, indent=2))
@@ -76,6 +78,8 @@ def _tell_unaided(pin_dir: Path, state: dict[str, Any], as_json: bool) -> None:
         if state["refused"]:
             _line("refused", state["refused"].splitlines()[0])
         _line("ports", _ports(state["ports"]))
+        if state["smart_host"]:
+            _line("relay", in_words(state["smart_host"]))
         pid = state["guardd"]["pid"]
         _line("guardd", f"pid {pid}" if pid else "not running: nobody journals")
         for weaker in state["weaker"]:
@@ -115,6 +119,7 @@ def _state(guard: Guard) -> dict[str, Any]:
         "version": about.get("version"),
         "before": about.get("before"),
         "mail": about.get("mail") if pid else None,
+        "smart_host": describe(about.get("smart_host")),
         "guardd": {
             "pid": pid,
             "uptime_s": _since(about.get("started")) if pid else None,
@@ -174,6 +179,8 @@ def _show(state: dict[str, Any]) -> None:
     _line("2nd lock", _backstop(state["backstop"] or {}))
     if state["before"] and state["before"]["open"]:
         _line("before", _before(**state["before"]))
+    if state["smart_host"]:
+        _line("relay", in_words(state["smart_host"]))
     guardd = state["guardd"]
     if guardd["pid"]:
         _line("guardd", f"pid {guardd['pid']}, up {_ago(guardd['uptime_s'])}")

@@ -40,7 +40,8 @@ Examples:
   guardctl who-connected --since today
   guardctl who-connected --verdict deny --limit 20
   guardctl who-connected --from-port 37634 --since -1h --json
-  guardctl who-connected --user www-data --since yesterday --group-by cwd
+  guardctl who-connected --user www-data --since yesterday --group-by script
+  guardctl who-connected --script "/srv/www/shop/*"
   guardctl who-connected --to 203.0.113.0/24 --csv >connections.csv
   guardctl who-connected --directory /var/log/journal/remote --uid 1001
 """

@@ -9,12 +9,13 @@ from typing import Any
 
 import click
 
-from guard.cli import options
+from guard.cli import complete, options
 from guard.cli.output import iso_time, mail_row, row, valid
-from guard.finding import Finding
+from guard.finding import REASONS, Finding, Kind
 from guard.mta.handin import Caller, HandedIn
 from guard.mta.maillog import files, journalled
-from guard.mta.senders import Sent, senders
+from guard.mta.origintoken import TOKEN_KEYS, check_token, read_keys
+from guard.mta.senders import Sent, by_token, senders
 from guard.query import Filter
 from guard.text import address, json_text, printable
 
@@ -27,6 +28,10 @@ it came from, and the journal whose connection that was at the time; such an
 answer says "joined by port and time". The log is the journal's, or --log.
 
 \b
+A --token that this host's keys did not make is no "unknown" one: that is status 65,
+and says whether it is another host's or forged.
+
+
 Exit status: 0 with at least one message, 1 when none is known (as grep).
 
 \b
@@ -34,12 +39,27 @@ Examples:
   guardctl who-sent 4Zx1Yb2Q9dz1Lm
   guardctl who-sent "<20261124.8f2c@shop.example>" --since yesterday
   guardctl who-sent 4Zx1Yb2Q9dz1Lm --json
+  guardctl who-sent --token 4hqvo3zyl5c7wd2tfxe6sjrk4m2ahb3pnyu5qxo
   guardctl who-sent 1vNQ2k-000000-A7 --log /var/log/exim4/mainlog
 """
 
 
 @click.command(name="who-sent", epilog=_EPILOG)
-@click.argument("what", metavar="QUEUEID|MESSAGE-ID")
+@click.argument("what", metavar="QUEUEID|MESSAGE-ID", required=False)
+@click.option(
+    "--token",
+    metavar="TOKEN",
+    help="The message with this word in its header X-SMTP-Guard-Origin.",
+)
+@click.option(
+    "--keys",
+    type=click.Path(path_type=Path),
+    default=TOKEN_KEYS,
+    show_default=True,
+    metavar="FILE",
+    shell_complete=complete.files,
+    help="Of --token: the keys, as token_keys in [mta] names them.",
+)
 @click.option("--since", metavar="TIME", help="Taken in then or later.")
 @click.option("--until", metavar="TIME", help="Taken in then or earlier.")
 @options.journals
@@ -53,7 +73,9 @@ Examples:
 )
 @click.option("--json", "json_", is_flag=True, help="JSON Lines: an object a line.")
 def command(
-    what: str,
+    what: str | None,
+    token: str | None,
+    keys: Path,
     since: str | None,
     until: str | None,
     directory: str | None,
@@ -61,7 +83,7 @@ def command(
     logs: tuple[Path, ...],
     json_: bool,
 ) -> int:
-    """Show who sent a message: process, user, script folder, unit.
+    """Show who sent a message: process, user, script, folder, unit.
 
     A queue id that was used more than once has as many answers.
     """
@@ -70,16 +92,28 @@ def command(
     log = files(logs) if logs else journalled(journal, *_times(wanted))
     torn = options.Torn()
     shown = 0
-    for sent in senders(what, journal, log, wanted, torn):
+    if (what is None) == (token is None):
+        raise click.UsageError("name a queue id, a Message-ID or a --token")
+    if token is not None:
+        found = by_token(check_token(read_keys(keys), token), journal, wanted, torn)
+    else:
+        found = senders(what or "", journal, log, wanted, torn)
+    for sent in found:
         sys.stdout.write(json_text(_row(sent)) if json_ else _block(sent))
         sys.stdout.write("\n")
         shown += 1
     torn.tell()
-    if not shown:
+    if not shown and token is not None:
+        click.echo(
+            "this host made the token, but its journal has no such message: it was"
+            " not sent in the end, or the journal no longer goes back so far",
+            err=True,
+        )
+    elif not shown:
         where = "the log" if logs else "the journal"
         click.echo(
-            f"no message {printable(what)}: guardd was not told of it, and {where}"
-            " has no line that tells its client",
+            f"no message {printable(what or '')}: guardd was not told of it, and"
+            f" {where} has no line that tells its client",
             err=True,
         )
     return 0 if shown else 1
@@ -110,6 +144,8 @@ def _row(sent: Sent) -> dict[str, Any]:
     }
     message = mail_row(sent.message) if sent.message else {}
     for name in ("sender", "recipients", "size", "sasl_user", "sasl_method", "helo"):
+        made[name] = message.get(name)
+    for name in ("answer", "reason", "limit", "token"):
         made[name] = message.get(name)
     made["client"] = message.get("client")
     if (logged := sent.logged) is not None:
@@ -171,6 +207,10 @@ def _mail(sent: Sent) -> list[str]:
     lines = [f"  from      <{message.sender}>, {recipients}, {message.size} bytes"]
     if message.sasl_user:
         lines.append(f"  login     {message.sasl_user} ({message.sasl_method})")
+    if message.answer != "dunno":
+        word = "would be, " if message.kind is Kind.WOULD_REJECT else ""
+        why = f"{REASONS.get(message.reason, message.reason)} {message.limit}"
+        lines.append(f"  {message.answer:<9} {word}{why}".rstrip())
     if message.client and not message.origin:
         lines.append(f"  client    {address(message.client)}")
     return lines
@@ -203,6 +243,13 @@ def _who(found: Finding) -> list[tuple[str, str]]:
         ("folder", found.cwd),
         ("unit", found.unit or found.cgroup),
     ]
+    if found.pool:
+        lines.insert(4, ("pool", found.pool))
+    if found.request_uri:
+        method = found.request_method or "?"
+        lines.insert(3, ("request", f"{method} {found.request_uri}"))
+    if found.script:
+        lines.insert(3, ("script", found.script))
     if found.container:
         lines.append(("container", found.container))
     source = f"{address(found.src)} -> " if found.src else ""

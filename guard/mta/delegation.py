@@ -19,6 +19,8 @@ from guard.errors import BadRequest
 # postconf(5)), and a certificate's subject may be as long.
 MOST_BYTES = 32 * 1024
 END_OF_MESSAGE = "END-OF-MESSAGE"
+DATA = "DATA"
+_LONGEST = 128  # of an instance: process, time and number
 _NAMES = re.compile(r"[a-z0-9_\n]+")
 _QUEUE_ID = re.compile(r"[0-9A-Za-z]{0,64}")  # postconf(5), enable_long_queue_ids
 
@@ -34,8 +36,10 @@ class Request:
     sender: str
     recipients: int
     size: int
+    instance: str  # names the message, whatever the state
     sasl_user: str
     sasl_method: str
+    address: str | None  # the client's; None: not known
     client: tuple[str, int] | None  # by XCLIENT and PROXY too; None: not known
     server: tuple[str, int] | None  # the same; since Postfix 3.2
 
@@ -71,8 +75,10 @@ def parse_request(raw: bytes) -> Request:
         sender=given.get("sender", ""),
         recipients=_number(given, "recipient_count"),
         size=_number(given, "size"),
+        instance=given.get("instance", "")[:_LONGEST],
         sasl_user=given.get("sasl_username", ""),
         sasl_method=given.get("sasl_method", ""),
+        address=_host(given.get("client_address", "")),
         client=_end(given, "client"),
         server=_end(given, "server"),
     )

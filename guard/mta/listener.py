@@ -127,8 +127,10 @@ class Listener:
             os.chown(new, -1, group)
         os.chmod(new, _SOCKET_MODE)
         self.socket.listen(_BACKLOG)
+        # of the one that was made, not of what is there a moment later: maybe nothing
+        made = new.lstat()
         new.rename(self.path)
-        self._made = self._there()
+        self._made = made.st_dev, made.st_ino
 
     def _served(self) -> bool:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:

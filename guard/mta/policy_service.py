@@ -13,21 +13,28 @@ import socket
 import sys
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
 from guard.errors import BadRequest, GuardError, MtaError
 from guard.event import Event
-from guard.finding import Message
+from guard.finding import Kind, Message, Notice
+from guard.journal import Found
+from guard.mta.admission import DUNNO, Admission, Answer, say
 from guard.mta.delegation import (
+    DATA,
     END_OF_MESSAGE,
     Request,
     answer,
     parse_request,
     take_requests,
 )
+from guard.mta.limits import SPAN_NAMES, Counts, Met
 from guard.mta.listener import Listener
+from guard.mta.origintoken import HEADER, Keys
 from guard.origin import Naming
+from guard.policy.model import Policy
 
 End = tuple[str, int]
 _LOOK_SECONDS = 1.0  # is the socket still there?
@@ -36,7 +43,9 @@ _READ_BYTES = 64 * 1024
 # How long a thread that computes may let this one wait; Python's default of 5 ms is
 # longer than all else that an smtpd does with a message.
 _SWITCH_SECONDS = 0.0005
-_ANSWER = answer("DUNNO")
+_DUNNO = answer("DUNNO")
+# Messages between their DATA and their end: smtpds are 100.
+_MOST_TOKENS = 2048
 
 
 class PolicyService(threading.Thread):
@@ -46,11 +55,22 @@ class PolicyService(threading.Thread):
         self,
         find: Callable[[End, End], Event | None],
         naming: Naming,
-        tell: Callable[[Message], None],
+        tell: Callable[[Found], None],
+        is_own: Callable[[str], bool],
+        counts: Path,
     ) -> None:
-        """find tells who made a connection (client, server); tell journals."""
+        """find tells who made a connection (client, server); tell journals.
+
+        is_own tells whether an address is this host's; counts is the file of Counts.
+        """
         super().__init__(name="policy-service", daemon=True)
         self._find, self._naming, self._tell = find, naming, tell
+        self._counts = Counts(counts)
+        self._admission = Admission(naming, is_own, self._counts)
+        self._keys = Keys()
+        self._tokens: OrderedDict[str, str] = OrderedDict()  # by instance
+        self._refused: dict[int, str] = {}  # by descriptor: the instance told last
+        self._policy: Policy | None = None  # to be followed from the next request on
         self._wanted: Path | None = None
         self._listener: Listener | None = None
         # not selectors: half of the time of an answer would be its
@@ -61,9 +81,10 @@ class PolicyService(threading.Thread):
         self._trouble = ""
         self.refused = 0  # clients beyond _MOST_CLIENTS at once
 
-    def serve(self, path: Path | None) -> None:
-        """Answer at this socket from now on, or from a second; None: at none."""
-        self._wanted = path
+    def serve(self, policy: Policy) -> None:
+        """Answer by this policy, and at its socket from a second on; None: at none."""
+        self._policy = policy
+        self._wanted = policy.mta.socket
 
     @property
     def trouble(self) -> str:
@@ -71,6 +92,15 @@ class PolicyService(threading.Thread):
         if self.ident is not None and not self.is_alive():
             return "the thread that answers has ended by itself"
         return self._trouble
+
+    @property
+    def doubts(self) -> list[str]:
+        """What of an answer is not as the policy says, in words; [] for nothing."""
+        found = (
+            ("messages are not counted", self._admission.trouble),
+            ("messages have no header", self._keys.trouble),
+        )
+        return [f"{what}: {why}" for what, why in found if why]
 
     def stop(self, seconds: float) -> None:
         """Take the socket away, for at most so long."""
@@ -84,6 +114,8 @@ class PolicyService(threading.Thread):
             while not self._stopping.is_set():
                 if time.monotonic() >= look_at:
                     look_at = time.monotonic() + _LOOK_SECONDS
+                    self._follow()
+                    self._keys.renew()
                     self._renew()
                 for fd, _ in self._poll.poll(_LOOK_SECONDS / 4):
                     if client := self._clients.get(fd):
@@ -93,6 +125,15 @@ class PolicyService(threading.Thread):
         finally:
             self._close()
             self._poll.close()
+            self._counts.close()
+
+    def _follow(self) -> None:
+        """Take up a policy that the main thread has put in force."""
+        if (policy := self._policy) is not None:
+            self._policy = None
+            self._admission.follow(policy)
+            self._keys.use(policy.mta.token_keys)
+            self._keys.renew()
 
     # ---- the socket
 
@@ -113,7 +154,7 @@ class PolicyService(threading.Thread):
                 self._poll.register(self._listener.socket, select.EPOLLIN)
         except MtaError as error:
             if str(error) != self._trouble:
-                _say(error)
+                say(error.report())
             self._trouble = str(error)
         else:
             self._trouble = ""
@@ -147,22 +188,25 @@ class PolicyService(threading.Thread):
             requests, rest = take_requests(self._words.pop(fd, b"") + words)
             if rest:
                 self._words[fd] = rest
-            # first, and whatever is asked: an SMTP client waits for it, and nothing
-            # that a message is journalled with goes away meanwhile
-            with contextlib.suppress(
-                OSError
-            ):  # it waits no longer; the next recv() ends
-                client.send(_ANSWER * len(requests))
-            for raw in requests:
-                self._heed(parse_request(raw))
+            self._follow()
+            if self._admission.decides or self._keys.ready:
+                for raw in requests:
+                    self._decide(fd, client, parse_request(raw))
+            else:
+                # first, and whatever is asked: an SMTP client waits for it, and nothing
+                # that a message is journalled with goes away meanwhile
+                self._send(client, _DUNNO * len(requests))
+                for raw in requests:
+                    self._heed(parse_request(raw))
         except BadRequest as error:
-            _say(error)
+            say(error.report())
             self._hang_up(fd)
         except OSError:  # it went away
             self._hang_up(fd)
 
     def _hang_up(self, fd: int) -> None:
         self._words.pop(fd, None)
+        self._refused.pop(fd, None)
         self._clients.pop(fd).close()
 
     # ---- what is asked
@@ -170,28 +214,111 @@ class PolicyService(threading.Thread):
     def _heed(self, request: Request) -> None:
         """Journal a message; before the end of its data there is none yet."""
         if request.state == END_OF_MESSAGE:
-            self._tell(sent_message(request, self._find, self._naming))
+            self._journal(request, self._sender(request), DUNNO)
+
+    def _decide(self, fd: int, client: socket.socket, request: Request) -> None:
+        """Answer by the policy, then journal."""
+        ends = request.state == END_OF_MESSAGE
+        signs = request.state == DATA and self._keys.ready
+        if not (signs or self._admission.asks_at(request.state)):
+            self._send(client, _DUNNO)
+            self._heed(request)
+            return
+        event = self._sender(request)
+        told = self._admission.decide(request, event)
+        if signs and event and not told.refuses:
+            token = self._sign(request, event)
+            self._send(client, answer(f"PREPEND {HEADER}: {token}"))
+        else:
+            self._send(client, answer(told.action))
+        if ends:
+            self._journal(request, event, told)
+        elif told.refuses and self._refused.get(fd) != request.instance:
+            # of many recipients each is refused, and the message told once
+            self._refused[fd] = request.instance
+            self._journal(request, event, told)
+
+    def _send(self, client: socket.socket, words: bytes) -> None:
+        with contextlib.suppress(OSError):  # it waits no longer; the next recv() ends
+            client.send(words)
+
+    def _sender(self, request: Request) -> Event | None:
+        if request.client is None or request.server is None:
+            return None
+        try:
+            return self._find(request.client, request.server)
+        except GuardError as error:  # the guard is being unloaded under us
+            say(error.report())
+            return None
+
+    def _sign(self, request: Request, event: Event) -> str:
+        """Make a message's token, and keep it: the key may change before its end."""
+        made = self._keys.token(self._naming.connection(event), request.instance)
+        self._tokens[request.instance] = made
+        if len(self._tokens) > _MOST_TOKENS:
+            self._tokens.popitem(last=False)
+        return made
+
+    def _journal(self, request: Request, event: Event | None, told: Answer) -> None:
+        token = ""
+        if request.state == END_OF_MESSAGE and event:
+            token = self._tokens.pop(request.instance, "") or self._keys.token(
+                self._naming.connection(event), request.instance
+            )
+        self._tell(sent_message(request, event, self._naming, told, token))
+        for met in told.met:
+            self._tell(limit_notice(met, told.in_force))
 
 
-def _say(error: GuardError) -> None:
-    with contextlib.suppress(OSError):  # a journald that went away ends no answers
-        sys.stderr.write(f"guardd: {error.report()}\n")
+def limit_notice(met: Met, in_force: bool) -> Notice:
+    """Make the finding that an origin sends more than a limit allows."""
+    limit, window, span = met.limit, met.window, SPAN_NAMES[met.span]
+    each = {"minute": "a minute", "hour": "an hour"}[span]
+    messages, recipients = limit.messages[met.span], limit.recipients[met.span]
+    most = [f"{messages} messages"] if messages is not None else []
+    most += [f"{recipients} recipients"] if recipients is not None else []
+    done = _DONE[limit.action] if in_force else "let pass: [mta] observes"
+    return Notice(
+        Kind.LIMITED,
+        time.time_ns() // 1000,
+        f"limit {limit.name} of {' and '.join(most)} {each} is met by {met.origin};"
+        f" more is {done}",
+        4 if in_force and limit.action != "notify" else 5,
+        {
+            "LIMIT": limit.name,
+            "ORIGIN": met.origin,
+            "SPAN": span,
+            "ANSWER": limit.action if in_force else "notify",
+            "SENT": str(window.messages),
+            "SENT_TO": str(window.recipients),
+        },
+    )
+
+
+_DONE = {
+    "defer": "deferred",
+    "hold": "held",
+    "reject": "rejected",
+    "notify": "let pass",
+}
+
+
+def _kind(told: Answer) -> Kind:
+    if told.answer == "dunno":
+        return Kind.MESSAGE
+    if not told.in_force:
+        return Kind.WOULD_REJECT
+    return Kind.REJECTED if told.refuses else Kind.MESSAGE
 
 
 def sent_message(
-    request: Request, find: Callable[[End, End], Event | None], naming: Naming
+    request: Request, event: Event | None, naming: Naming, told: Answer, token: str
 ) -> Message:
-    """Make a Message of a request, with whoever find() says made the connection."""
-    event, unknown = None, ""
-    if request.client is None or request.server is None:
-        unknown = "no-port"
-    else:
-        try:
-            event = find(request.client, request.server)
-        except GuardError as error:  # the guard is being unloaded under us
-            _say(error)
-        if event is None:
-            unknown = "no-connection"
+    """Make a Message of a request, with who made the connection and what we said."""
+    unknown = ""
+    if event is None:
+        known = request.client and request.server
+        unknown = "no-connection" if known else "no-port"
     return Message(
         time_us=time.time_ns() // 1000,
         queue_id=request.queue_id,
@@ -207,4 +334,9 @@ def sent_message(
         server=request.server,
         origin=naming.finding(event) if event else None,
         unknown=unknown,
+        kind=_kind(told),
+        answer=told.answer,
+        reason=told.reason,
+        limit=told.limit,
+        token=token,
     )

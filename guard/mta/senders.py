@@ -13,7 +13,7 @@ from guard.mta.handin import HandedIn, handed_in
 from guard.mta.maillog import Log, Logged, parse_line
 from guard.query import Filter, Journal, connections
 from guard.query.connections import Torn
-from guard.query.messages import messages
+from guard.query.messages import messages, of_token
 
 QUEUE_ID = re.compile(
     r"[0-9A-Za-z]{5,64}|[0-9A-Za-z]{6}-[0-9A-Za-z]{6,11}-[0-9A-Za-z]{2,4}"
@@ -84,6 +84,15 @@ def _within(log: Log, wanted: Filter) -> Iterator[Logged]:
         in_time = wanted.since_us - _SECOND < line.time_us <= wanted.until_us
         if in_time and (found := parse_line(line)):
             yield found
+
+
+def by_token(
+    token: str, journal: Journal, wanted: Filter, torn: Torn
+) -> Iterator[Sent]:
+    """Give the message that has this token in its header. Raises JournalError."""
+    for found in of_token(journal, token, wanted, torn):
+        if sent := _told(found, journal, torn):
+            yield sent
 
 
 def _told(found: Message | Notice, journal: Journal, torn: Torn) -> Sent | None:

@@ -18,7 +18,7 @@ from guard.policy.parse import parse
 from guard.policy.source import SHIPPED, shipped_names
 
 # Stricter ways to say what another shipped policy says: for the admin to choose.
-_ALTERNATIVES = {"postfix-unit"}
+_ALTERNATIVES = {"postfix-unit", "postfix-smart-host"}
 # Where units are looked for, systemd.unit(5); the first is the admin's.
 UNIT_FOLDERS = tuple(
     Path(folder, "systemd/system")

@@ -8,7 +8,7 @@ import pwd
 from collections.abc import Callable
 
 from guard.abi import Direction
-from guard.policy.model import Policy, Rule
+from guard.policy.model import Limit, Mta, Policy, Rule
 
 # In the order in which a reader looks for the reason.
 CONDITIONS = ("unit", "exe", "user", "group", "to", "ports")
@@ -43,7 +43,8 @@ def conditions(rule: Rule) -> dict[str, list[str]]:
     _names(found, "user", rule.uids, user_name)
     _names(found, "group", rule.gids, group_name)
     if rule.to is not None:
-        found["to"] = list(map(str, rule.to))
+        found["to"] = ["smart-host"] if rule.smart else []
+        found["to"] += map(str, rule.to)
     if rule.ports is not None:
         found["ports"] = list(map(str, rule.ports))
     return found
@@ -68,6 +69,8 @@ def rule_json(policy: Policy, rule: Rule) -> dict[str, object]:
         "verdict": rule.verdict.name.lower(),
         "journal": not policy.quiet(rule),
         "optional": rule.optional,
+        "login": not rule.vouches if rule.reaches_us else None,
+        "folder": None if rule.folders is None else list(map(str, rule.folders)),
         "file": rule.file,
         "line": rule.line,
         **conditions(rule),
@@ -102,12 +105,52 @@ def policy_json(policy: Policy) -> dict[str, object]:
             "group": policy.backstop.group,
         },
         "before": {"end": policy.before.end, "grace_ns": policy.before.grace_ns},
-        "mta": {"socket": str(policy.mta.socket) if policy.mta.socket else None},
+        "mta": _mta_json(policy.mta),
         "tamper": "repair" if policy.repair else "report",
         "self_protection": policy.protection.name.lower(),
         "require": "bpf" if policy.needs_bpf else "any",
+        "smart_host": smart_host_json(policy),
         "rules": [rule_json(policy, rule) for rule in policy.rules],
         "warnings": [problem.as_json() for problem in policy.warnings],
+    }
+
+
+def smart_host_json(policy: Policy) -> dict[str, object] | None:
+    """Give the smart host and its addresses as a JSON object; None: no rule asks."""
+    if policy.known is None:
+        return None
+    host = policy.smart_host
+    return {
+        "name": str(host) if host else None,
+        "source": host.source if host else None,
+        "addresses": list(map(str, policy.known.addresses)),
+        "error": policy.known.error,
+    }
+
+
+def _mta_json(mta: Mta) -> dict[str, object]:
+    return {
+        "socket": str(mta.socket) if mta.socket else None,
+        "mode": mta.mode.name.lower(),
+        "relay_mynetworks": mta.relay_mynetworks,
+        "unknown": mta.unknown,
+        "token_keys": str(mta.token_keys) if mta.token_keys else None,
+        "limits": [limit_json(limit) for limit in mta.limits],
+    }
+
+
+def limit_json(limit: Limit) -> dict[str, object]:
+    """Give one limit as a JSON object, by the keys of the policy file."""
+    return {
+        "name": limit.name,
+        "by": limit.by,
+        "action": limit.action,
+        "messages_per_minute": limit.messages[0],
+        "messages_per_hour": limit.messages[1],
+        "recipients_per_minute": limit.recipients[0],
+        "recipients_per_hour": limit.recipients[1],
+        "below": str(limit.below) if limit.below else None,
+        "rule": None if limit.rules is None else list(limit.rules),
     }
 
 

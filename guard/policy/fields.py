@@ -13,6 +13,7 @@ import ipaddress
 import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from guard.policy.model import Network, excerpt
@@ -146,6 +147,21 @@ class Table:
             if not isinstance(value, str) or not value:
                 self.error(key, f"{_shown(value)} is not a text", "write it in quotes")
         return good
+
+    def paths(self, key: str) -> tuple[Path, ...] | None:
+        """Give absolute paths of folders, below the root and without "..\"."""
+        texts = self.texts(key)
+        if texts is None:
+            return None
+        for text in texts:
+            parts = text.split("/")
+            if parts[0] or not "".join(parts) or ".." in parts or "\0" in text:
+                self.error(
+                    key,
+                    f"{_shown(text)} is no folder's whole path",
+                    'write the path from / on, as in "/srv/www", without ..',
+                )
+        return tuple(dict.fromkeys(map(Path, texts)))
 
     def _listed(self, key: str) -> list[Any] | None:
         if key not in self.data:

@@ -85,14 +85,40 @@ class Rule:
     ports: tuple[int, ...] | None = None
     journal: bool | None = None  # None: not said
     optional: bool = False
+    login: bool | None = None  # LOCAL: the mail server asks for one; None: not said
+    folders: tuple[Path, ...] | None = None  # LOCAL: where login is not asked for
     file: str = ""
     line: int | None = None
+    smart: bool = False  # to and ports are the smart host's
 
     @property
     def label(self) -> str:
         """Name the rule for a message."""
         kind = "local rule" if self.direction is Direction.LOCAL else "rule"
         return f'{kind} "{self.name}"'
+
+    @property
+    def names_somebody(self) -> bool:
+        """Tell whether it says who, and not only where to."""
+        who = (self.units, self.exes, self.uids, self.gids)
+        return who != (None,) * 4
+
+    @property
+    def vouches(self) -> bool:
+        """Tell whether who it lets pass to our own mail server need not log in there.
+
+        Of one with folders only who works in one of these.
+        """
+        if not self.reaches_us:
+            return False
+        return self.names_somebody if self.login is None else not self.login
+
+    @property
+    def reaches_us(self) -> bool:
+        """Tell whether it lets somebody pass to the host's own mail server."""
+        if self.direction is Direction.LOCAL:
+            return self.verdict is Verdict.ALLOW
+        return self.verdict is Verdict.REDIRECT
 
     @property
     def rows(self) -> int:
@@ -134,10 +160,50 @@ class Backstop:
 
 
 @dataclass(frozen=True, slots=True)
+class Limit:
+    """One [[mta.limit]]: what an origin may send in a minute and in an hour."""
+
+    name: str
+    by: str  # user, unit, folder: what an origin is
+    action: str  # defer, hold, reject, notify: what becomes of what is beyond
+    messages: tuple[int | None, int | None]  # a minute, an hour; None: any number
+    recipients: tuple[int | None, int | None]
+    below: Path | None = None  # by folder: whose subfolders are told apart
+    rules: tuple[str, ...] | None = None  # local rules that let it pass; None: all
+
+
+@dataclass(frozen=True, slots=True)
 class Mta:
     """What the guard and the host's own mail server tell each other."""
 
     socket: Path | None = None  # where Postfix asks; None: nowhere
+    mode: Mode = Mode.OBSERVE  # enforce: its answers refuse and hold
+    relay_mynetworks: bool = True  # False: processes of this host log in, or are named
+    unknown: str = "pass"  # pass, defer, reject: of whom nothing is known
+    limits: tuple[Limit, ...] = ()
+    token_keys: Path | None = None  # of the header that leads back; None: no header
+
+
+@dataclass(frozen=True, slots=True)
+class SmartHost:
+    """The one relay by which all mail leaves; str() writes it as Postfix does."""
+
+    host: str  # in lower case, or an address
+    port: int
+    mx: bool  # its mail exchangers are meant: not in brackets
+    source: str  # policy, postfix
+
+    def __str__(self) -> str:
+        """Write it as relayhost has it."""
+        return f"{self.host if self.mx else f'[{self.host}]'}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is known of a smart host's addresses."""
+
+    addresses: tuple[Address, ...] = ()  # in order, IPv4 first
+    error: str = ""  # why the last try to look it up failed
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +224,8 @@ class Policy:
     repair: bool = True  # what somebody changes in the kernel is put back
     protection: Protection = Protection.OFF  # of who changes it, by the LSM
     needs_bpf: bool = False  # without kernel programs it is not put in force
+    smart_host: SmartHost | None = None  # None too where no rule asks for it
+    known: Known | None = None  # None: no rule asks for it
     sha256: bytes = bytes(32)  # of all files, in the order read
     files: tuple[Path, ...] = ()  # the policy file first, then its includes
     exes: frozenset[Path] = frozenset()  # as named, and every link on the way
@@ -168,6 +236,11 @@ class Policy:
     def rule_name(self, number: int) -> str | None:
         """Name the rule of an event; None for NO_RULE or an unknown number."""
         return self.rules[number].name if 0 <= number < len(self.rules) else None
+
+    @property
+    def mta_enforces(self) -> bool:
+        """Tell whether answers to the mail server refuse and hold."""
+        return self.mode is Mode.ENFORCE and self.mta.mode is Mode.ENFORCE
 
     def quiet(self, rule: Rule) -> bool:
         """Tell whether what this rule lets pass makes no finding."""

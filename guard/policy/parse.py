@@ -26,6 +26,7 @@ from guard.policy.fields import Table
 from guard.policy.files import doubt, is_missing, links_on_the_way, walk
 from guard.policy.model import Policy, Rule, excerpt
 from guard.policy.settings import VERDICTS, settings
+from guard.policy.smarthost import KEY, Smart, means_smart_host
 from guard.policy.source import (
     MAX_BYTES,
     MAX_FILES,
@@ -43,12 +44,12 @@ from guard.text import printable
 _MAIN_KEYS = (
     *("mode", "ports", "include", "rule"),
     *("local", "redirect", "fold", "before", "tamper", "backstop", "mta"),
-    *("self_protection", "require"),
+    *("self_protection", "require", KEY),
 )
 _INCLUDED_KEYS = ("include", "rule", "local")
 _RULE_KEYS = (
     *("name", "unit", "exe", "user", "group", "to", "ports"),
-    *("verdict", "journal", "optional"),
+    *("verdict", "journal", "optional", "login", "folder"),
 )
 _NAME_LIMIT = 64
 _ACCOUNTS = (Path("/etc/passwd"), Path("/etc/group"))
@@ -124,15 +125,17 @@ def _refused(name: str, problems: Problems) -> Iterator[None]:
 
 
 def _build(name: str, sources: list[Source], problems: Problems) -> Policy:
-    parsed = [_rules(source, problems) for source in sources]
+    main = sources[0] if sources else None
+    smart = Smart(Table(main, problems, main.data)) if main else None
+    parsed = [_rules(source, problems, smart) for source in sources if smart]
     rules = _numbered(
         [rule for outbound, _ in parsed for rule in outbound]
         + [rule for _, local in parsed for rule in local]
     )
-    policy = settings(sources[0], rules, problems) if sources else None
+    policy = settings(main, rules, problems) if main else None
     if policy is not None and check_size(policy, name, problems):
         check_rules(policy, problems)
-    if policy is None or problems.errors:
+    if smart is None or policy is None or problems.errors:
         raise _refusal(name, problems)
     exes = links_on_the_way({path for rule in rules for path in rule.exes or ()})
     files = tuple(source.path for source in sources if source.path)
@@ -142,10 +145,12 @@ def _build(name: str, sources: list[Source], problems: Problems) -> Policy:
         digest.update(len(raw).to_bytes(8, "big") + raw)
     return replace(
         policy,
+        smart_host=smart.host if smart.known else None,
+        known=smart.known,
         sha256=digest.digest(),
         files=files,
         exes=frozenset(exes),
-        watch=frozenset(exes.union(_ACCOUNTS)),
+        watch=frozenset(exes.union(_ACCOUNTS, smart.watch)),
         warnings=tuple(problems.in_order()),
         texts=tuple((source.name, source.text) for source in sources),
     )
@@ -215,7 +220,9 @@ def _real(path: Path) -> Path:
     return Path(os.path.realpath(path))  # resolve() raises RuntimeError then
 
 
-def _rules(source: Source, problems: Problems) -> tuple[list[Rule], list[Rule]]:
+def _rules(
+    source: Source, problems: Problems, smart: Smart
+) -> tuple[list[Rule], list[Rule]]:
     """Read the outbound and the local rules of one file."""
     top = Table(source, problems, source.data)
     if not source.main:
@@ -251,12 +258,13 @@ def _rules(source: Source, problems: Problems) -> tuple[list[Rule], list[Rule]]:
                 _rule(
                     Table(source, problems, item, table, index, len(items), label),
                     direction,
+                    smart,
                 )
             )
     return found
 
 
-def _rule(table: Table, direction: Direction) -> Rule:
+def _rule(table: Table, direction: Direction, smart: Smart) -> Rule:
     table.only(_RULE_KEYS)
     local = direction is Direction.LOCAL
     words = ("allow", "deny") if local else ("allow", "deny", "redirect")
@@ -270,6 +278,12 @@ def _rule(table: Table, direction: Direction) -> Rule:
             f"what a rule with verdict {word} meets is always journalled",
             'remove journal; it is for verdict = "allow"',
         )
+    relayed = means_smart_host(table)
+    to, ports = (
+        smart.destination(table, optional, local)
+        if relayed
+        else (table.networks("to"), table.ports("ports"))
+    )
     return Rule(
         0,
         _name(table),
@@ -279,13 +293,42 @@ def _rule(table: Table, direction: Direction) -> Rule:
         _exes(table, optional),
         table.numbers("user", lambda name: pwd.getpwnam(name).pw_uid, optional),
         table.numbers("group", lambda name: grp.getgrnam(name).gr_gid, optional),
-        table.networks("to"),
-        table.ports("ports"),
+        to,
+        ports,
         journal,
         optional,
+        *_vouching(table, local, word),
         table.source.name,
         table.source.lines.find(table.table, table.index, table.count),
+        relayed,
     )
+
+
+def _vouching(
+    table: Table, local: bool, word: str | None
+) -> tuple[bool | None, tuple[Path, ...] | None]:
+    """Read whether the mail server asks who this rule lets pass to log in."""
+    login, folders = table.flag("login"), table.paths("folder")
+    for key in table.data.keys() & {"login", "folder"}:
+        if not local:
+            table.error(
+                key,
+                "is about the host's own mail server",
+                "put it into a [[local.rule]]",
+            )
+        elif word == "deny":
+            table.error(
+                key, "who is denied sends nothing", "remove it, or the verdict deny"
+            )
+    if folders and login:
+        table.error("folder", "login = true asks everybody", "remove one of the two")
+    elif folders and not {"unit", "user"} & table.data.keys():
+        table.error(
+            "folder",
+            "any process can go into a folder that it may enter",
+            "name its user or unit, too",
+        )
+    return login, folders
 
 
 def _name(table: Table) -> str:

@@ -72,7 +72,7 @@ def settings(main: Source, rules: tuple[Rule, ...], problems: Problems) -> Polic
         folding,
         backstop_section(top),
         older,
-        mta_section(top),
+        mta_section(top, rules),
         tamper == "repair",
         Protection[protection.upper()],
         require == "bpf",

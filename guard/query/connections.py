@@ -14,7 +14,7 @@ from dataclasses import replace
 from itertools import count
 
 from guard.errors import JournalError
-from guard.finding import Finding, Kind, Message, Notice
+from guard.finding import MAIL, Finding, Kind, Message, Notice
 from guard.journal import Found, read
 from guard.query.entries import LATE_US, Entry, Journal
 from guard.query.filters import Filter
@@ -37,7 +37,7 @@ _BEGINNINGS = (
     Kind.BACKSTOP.value,
 )
 _ENDINGS = (Kind.CLOSED.value.encode(), Kind.ENDED.value.encode())
-_MESSAGE = Kind.MESSAGE.value.encode()
+_MAIL = tuple(kind.value.encode() for kind in MAIL)  # a field may be a list
 _SUMMARY = Kind.SUMMARY.value.encode()
 # What the end of a connection knows better than its beginning.
 _END_FIELDS = (
@@ -120,7 +120,7 @@ def _beginnings(
 ) -> Iterator[Entry]:
     """Give the entries that begin a connection, in order, each with its end."""
     for entry in entries:
-        if (kind := entry.get("SMTPGUARD_KIND")) == _MESSAGE:
+        if (kind := entry.get("SMTPGUARD_KIND")) in _MAIL:
             continue
         if kind in _ENDINGS:
             if ends:

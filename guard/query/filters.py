@@ -33,6 +33,8 @@ class Filter:
     users: tuple[str, ...] = ()
     exes: tuple[str, ...] = ()  # exact, or a shell pattern
     units: tuple[str, ...] = ()  # exact, or a shell pattern
+    scripts: tuple[str, ...] = ()  # exact, or a shell pattern
+    pools: tuple[str, ...] = ()  # exact, or a shell pattern
     verdicts: tuple[str, ...] = ()
     directions: tuple[str, ...] = ()
     kinds: tuple[str, ...] = field(default=())  # values of Kind
@@ -59,6 +61,10 @@ class Filter:
             indexed.append(("SMTPGUARD_EXE", self.exes))
         if not _patterns(self.units):
             indexed.append(("SMTPGUARD_UNIT", self.units))
+        if not _patterns(self.scripts):
+            indexed.append(("SMTPGUARD_SCRIPT", self.scripts))
+        if not _patterns(self.pools):
+            indexed.append(("SMTPGUARD_POOL", self.pools))
         matches = [f"{name}={value}" for name, values in indexed for value in values]
         networks = [_network(to) for to in self.to]
         if not networks or any(net.prefixlen != net.max_prefixlen for net in networks):
@@ -80,6 +86,10 @@ class Filter:
             tests.append(lambda f: _like(f.exe, self.exes))
         if _patterns(self.units):
             tests.append(lambda f: _like(f.unit, self.units))
+        if _patterns(self.scripts):
+            tests.append(lambda f: _like(f.script, self.scripts))
+        if _patterns(self.pools):
+            tests.append(lambda f: _like(f.pool, self.pools))
 
         def accept(finding: Finding) -> bool:
             if not since <= finding.time_us <= until:

@@ -26,6 +26,8 @@ FIELDS: dict[str, Callable[[Finding], Any]] = {
     "exe": lambda f: f.exe,
     "args": lambda f: " ".join(f.args),
     "cwd": lambda f: f.cwd,
+    "script": lambda f: f.script,
+    "pool": lambda f: f.pool,
     "unit": lambda f: f.unit,
     "cgroup": lambda f: f.cgroup,
     "container": lambda f: f.container,

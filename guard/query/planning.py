@@ -3,13 +3,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from guard.finding import Finding
+from guard.origin import session_slice
 
-_SESSION = re.compile(r"/user\.slice/(user-[0-9]+\.slice)/")
 # As in groups.py: a process can invent identities without end.
 MOST = 10_000
 # So many values of a kind are kept with a candidate: examples, not a record.
@@ -31,13 +30,8 @@ class Candidate:
 
 
 def place(finding: Finding) -> str | None:
-    """Give the unit that a rule would name; None: it would name none.
-
-    A login session is a unit of its own that is never seen again: its user's
-    slice stands for it.
-    """
-    session = _SESSION.match(finding.cgroup)
-    return session[1] if session else finding.unit
+    """Give the unit that a rule would name; None: it would name none."""
+    return session_slice(finding.cgroup) or finding.unit
 
 
 def candidates(found: Iterable[Finding]) -> tuple[list[Candidate], int]:

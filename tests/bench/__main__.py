@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests.bench import backstop, daemon, denied, hooks, mail, verdict
+from tests.bench import backstop, daemon, denied, hooks, mail, php, verdict
 from tests.bench.figure import Figure
 from tests.faults.site import CHECKOUT, Site, build_connects
 
@@ -35,6 +35,7 @@ PARTS: dict[str, Callable[[Site], list[Figure]]] = {
     "start": daemon.starts,
     "memory": daemon.memory,
     "mail": mail.measure,
+    "php": php.measure,
 }
 QUERY = "query"
 MANY = 1000

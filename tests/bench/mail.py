@@ -30,6 +30,40 @@ PAUSE_SECONDS = 0.002  # no smtpd asks again in the moment it was answered
 TRIVIAL = "/run/trivial"
 # 465 is guarded as 25 is, and its smtpd asks nobody.
 WITH, WITHOUT = 25, 465
+# Nobody is refused: what is measured is how long it takes to find that out.
+DECIDES = """\
+relay_mynetworks = false
+mode = "observe"
+
+[[mta.limit]]
+name = "users"
+by = "user"
+messages_per_hour = 1000000
+action = "defer"
+
+[[mta.limit]]
+name = "units"
+by = "unit"
+recipients_per_minute = 1000000
+action = "reject"
+"""
+# Nobody is refused: what is measured is how long it takes to find that out.
+DECIDES = """\
+relay_mynetworks = false
+mode = "observe"
+
+[[mta.limit]]
+name = "users"
+by = "user"
+messages_per_hour = 1000000
+action = "defer"
+
+[[mta.limit]]
+name = "units"
+by = "unit"
+recipients_per_minute = 1000000
+action = "reject"
+"""
 MASTER_CF = f"""\
 {WITHOUT} inet n - y - - smtpd
   -o smtpd_end_of_data_restrictions=
@@ -64,6 +98,8 @@ def measure(_: Site) -> list[Figure]:
     # what outlasts a reboot, as a queue must: a disk, not memory
     with tempfile.TemporaryDirectory(dir="/var/tmp") as folder, _desk(folder) as desk:
         figures = [*_answers(desk), _throughput(desk, 0.9, "the queue on this disk")]
+        desk.guard.apply(POLICY + DECIDES)
+        figures += _answers(desk, " that decides and counts")
     with _desk("") as desk:
         figures.append(_throughput(desk, None, "the queue in memory: fsync is free"))
     return figures
@@ -81,7 +117,8 @@ def _desk(spool: str) -> Iterator[Desk]:
         desk.guard.stop()
 
 
-def _answers(desk: Desk) -> list[Figure]:
+def _answers(desk: Desk, what: str = "") -> list[Figure]:
+    desk.lab.path(TRIVIAL).unlink(missing_ok=True)
     server = desk.lab.start(
         [sys.executable, str(CHECKOUT / "tests/bench/trivial.py"), TRIVIAL],
         unit="system.slice/trivial.service",
@@ -96,17 +133,17 @@ def _answers(desk: Desk) -> list[Figure]:
         "guardd": _Asker(desk.lab.path(SOCKET), request),
         "trivial": _Asker(desk.lab.path(TRIVIAL), request),
     }
-    for _ in range(ASKED):
+    for number in range(ASKED):
         for asker in took.values():
             time.sleep(PAUSE_SECONDS)
-            asker.ask()
+            asker.ask(number)
     holder.kill()
     server.kill()
     ours, theirs = (median(asker.took_us) for asker in took.values())
     slowest = quantiles(took["guardd"].took_us, n=100)[98]
     return [
         Figure.at_most(
-            "a policy answer to Postfix, median",
+            f"a policy answer to Postfix{what}, median",
             1,
             ours / 1000,
             " ms",
@@ -114,7 +151,7 @@ def _answers(desk: Desk) -> list[Figure]:
             f" {slowest / 1000:.2f} ms",
         ),
         Figure.at_most(
-            "the same / a server that only says DUNNO",
+            f"the same{what} / a server that only says DUNNO",
             1.5,
             ours / theirs,
             "x",
@@ -141,9 +178,11 @@ class _Asker:
         self._socket.connect(str(path))
         self.took_us: list[float] = []
 
-    def ask(self) -> None:
+    def ask(self, number: int) -> None:
+        # a message of its own: one that is asked for again is not counted again
+        request = self._request.replace(b"123.456.7", b"123.456.%d" % number)
         began = time.perf_counter_ns()
-        self._socket.sendall(self._request)
+        self._socket.sendall(request)
         answer = self._socket.recv(100)
         self.took_us.append((time.perf_counter_ns() - began) / 1000)
         assert answer == b"action=DUNNO\n\n", answer

@@ -19,7 +19,7 @@ from guard.journal import MESSAGE_IDS, lines
 from guard.ring import LOSSES
 from tests.docs.mdoc import CHECKOUT, PAGES, Section, read
 from tests.docs.options import guardctl_options, guardd_options, verbs
-from tests.journal.findings import mail, whole
+from tests.journal.findings import mail, refused, whole
 
 HELP = {"-h", "--help"}
 # Errors that a program does not end with.
@@ -29,6 +29,7 @@ NEVER: dict[str, set[type[errors.GuardError]]] = {
         errors.TornEvent,
         errors.BadRequest,
         errors.BadQuery,
+        errors.BadToken,
         errors.NotWritten,
     },
     "smtp-guard.7": {errors.TornEvent, errors.BadRequest},
@@ -139,7 +140,7 @@ def test_every_field_of_a_message_is_explained_and_no_other() -> None:
         {name for item in page[title].items() for name in item.named("Dv")}
         for title in ("Fields of messages", "Fields of connections")
     )
-    entries = [*lines(mail(whole())), *lines(mail(None))]
+    entries = [*lines(mail(whole())), *lines(mail(None)), *lines(refused())]
     written = {line.partition("=")[0] for line in entries}
     ours = {name for name in written if name.startswith("SMTPGUARD_")}
     assert ours - connections == messages

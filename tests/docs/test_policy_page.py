@@ -18,6 +18,7 @@ from guard.policy.model import Backstop, Before, Fold
 from tests.docs.mdoc import CHECKOUT, Section, read
 
 STRANGE = "xyzzy"
+LIMITS = "[[mta.limit]]"
 RULES = "[[rule]] and [[local.rule]]"
 
 
@@ -63,7 +64,8 @@ def places() -> dict[str, tuple[str, set[str]]]:
     rule = keys("[[rule]]")
     assert rule == keys("[[local.rule]]")
     found = {"KEYS OF THE FILE": ("", keys("") - sections()), RULES: ("[[rule]]", rule)}
-    return found | {table: (table, known) for table, known in tables().items()}
+    found |= {table: (table, known) for table, known in tables().items()}
+    return found | {LIMITS: (LIMITS, keys(LIMITS))}
 
 
 def sections() -> set[str]:

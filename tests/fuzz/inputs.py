@@ -26,6 +26,11 @@ raw_texts = texts.map(lambda text: text.encode("utf-8", "surrogateescape"))
 _edge = st.sampled_from([0, 1, 2**31, 2**32 - 1, 2**63 - 1, 2**63, 2**64 - 1])
 
 
+_requests = st.lists(raw_texts.map(lambda raw: raw.replace(b"\0", b"")),
+    min_size=3, max_size=3,
+).map(lambda texts: b"".join(text + b"\0" for text in texts))  # fmt: skip
+
+
 @st.composite
 def events(draw: st.DrawFn) -> bytes:
     """Draw an event whose version, enums and lengths hold, with any numbers."""
@@ -39,8 +44,9 @@ def events(draw: st.DrawFn) -> bytes:
     at = abi.RawEvent.act.offset
     head[at : at + 4] = draw(st.sampled_from(list(abi.Act))).to_bytes(4, "little")
     parts = [draw(raw_texts) for _ in range(4)]
+    parts.append(draw(st.just(b"") | _requests))
     at = abi.RawEvent.exe_len.offset
-    head[at : at + 8] = b"".join(len(part).to_bytes(2, "little") for part in parts)
+    head[at : at + 10] = b"".join(len(part).to_bytes(2, "little") for part in parts)
     return bytes(head) + b"".join(parts)
 
 

@@ -25,7 +25,9 @@ from guard.event import unpack_event
 from guard.finding import Finding, Message, Notice
 from guard.journal import Found, frame, lines, read
 from guard.message import mail_message, message
-from guard.mta.delegation import parse_request, take_requests
+from guard.mta.admission import DUNNO, Admission
+from guard.mta.delegation import answer, parse_request, take_requests
+from guard.mta.limits import Counts
 from guard.mta.maillog import parse_line, read_line
 from guard.mta.policy_service import sent_message
 from guard.origin import Naming, cgroup2_path, container_of, unit_of
@@ -117,14 +119,25 @@ def packet(data: bytes) -> None:
     assert tcp is None or unpack_head(data, framed=True) == tcp
 
 
+STRICT = Admission(NAMING, lambda address: True, Counts(Path("/proc/none")))
+STRICT.follow(
+    parse(
+        'mode = "enforce"\n[mta]\nsocket = "/a/b/c"\nmode = "enforce"\n'
+        'relay_mynetworks = false\nunknown = "reject"\n'
+    )
+)
+
+
 def delegation(data: bytes) -> None:
     """What Postfix asks, with what a client said in it: refused, or journalled."""
     whole, _ = take_requests(data)
     for raw in whole:
         request = parse_request(raw)
-        told = sent_message(request, lambda client, server: None, NAMING)
+        told = sent_message(request, None, NAMING, DUNNO, "")
         assert journalled(told) == told
         _harmless(told)
+        said = answer(STRICT.decide(request, None).action)
+        assert said.isascii() and said.count(b"\n") == 2 and len(said) < 512
 
 
 def maillog(data: bytes) -> None:

@@ -28,6 +28,7 @@ STAGES = [
     "policy",
     "bpfstructs",
     "libbpf",
+    "usdt",
     "pins",
     "ringbuf",
     "tables",
@@ -38,8 +39,10 @@ STAGES = [
     "ring",
     "makers",
     "finding",
+    "script",
     "origin",
     "sockholders",
+    "requests",
     "procfs",
     "message",
     "touched",
@@ -56,6 +59,7 @@ STAGES = [
     "hosts",
     "backstop",
     "filewatch",
+    "names",
     "sockdiag",
     "preexisting",
     "lastpolicy",
@@ -64,11 +68,13 @@ STAGES = [
     "verify",
     "watch",
     "scribe",
+    "smarthost",
     "service",
     "unaided",
     "daemon",
     "firewalls",
     "doctor",
+    "mail",
     "cli",
 ]
 
@@ -78,8 +84,8 @@ CORPUS = CHECKOUT / "tests/fuzz/corpus"
 PYTHON_LINES, C_LINES = 450, 300
 # Longer, and why: one thing with no seam to cut it at.
 LONGER = {
-    "bpf/guard.h": 400,  # the contract, which both sides read as one
-    "guard/abi.py": 470,  # and its mirror
+    "bpf/guard.h": 420,  # the contract, which both sides read as one
+    "guard/abi.py": 490,  # and its mirror
 }
 
 # Formats that have no comments, or a licence for a content.

@@ -44,6 +44,7 @@ def test_types_hold() -> None:
         "tests.fuzz",
         "tests.packages",
         "tests.docs",
+        "tests.mail",
     ):
         lint(sys.executable, "-m", "mypy", "-p", package)
 

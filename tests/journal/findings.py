@@ -10,7 +10,17 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from guard.finding import UNKNOWN, Finding, Kind, Maker, Message, Notice, Process
+from guard.finding import (
+    MAIL,
+    REASONS,
+    UNKNOWN,
+    Finding,
+    Kind,
+    Maker,
+    Message,
+    Notice,
+    Process,
+)
 from guard.journal import NOTICES
 
 BOOT = "c3e7caf302f84c289c136585bbc253b9"
@@ -115,6 +125,18 @@ def mail(origin: Finding | None, **changes: Any) -> Message:
     return dataclasses.replace(plain, **changes)
 
 
+def refused() -> Message:
+    """Give a message with every field that one may have."""
+    return mail(
+        finding(Kind.LOCAL),
+        kind=Kind.REJECTED,
+        answer="defer",
+        reason="limit",
+        limit="users",
+        token="a" * 40,
+    )
+
+
 # What the kernel can hand over: any bytes without NUL, decoded as abi.py does.
 hostile = st.binary(max_size=60).map(
     lambda raw: raw.replace(b"\0", b"\n").decode("utf-8", "surrogateescape")
@@ -130,7 +152,7 @@ _name = st.none() | hostile
 findings = st.builds(
     Finding,
     kind=st.sampled_from(
-        [kind for kind in Kind if kind not in NOTICES and kind is not Kind.MESSAGE]
+        [kind for kind in Kind if kind not in NOTICES and kind not in MAIL]
     ),
     time_us=_time,
     seq=_u63,
@@ -190,6 +212,11 @@ findings = st.builds(
         max_size=3,
     ).map(tuple),
     incomplete=st.sets(st.sampled_from(["args-cut", "no-exe"])).map(tuple),
+    script=_name,
+    script_from=st.none() | st.sampled_from(["request", "args", "cwd"]),
+    pool=_name,
+    request_method=_name,
+    request_uri=_name,
 )
 messages = st.builds(
     mail,
@@ -206,6 +233,11 @@ messages = st.builds(
     helo=hostile,
     client=st.none() | _end,
     server=st.none() | _end,
+    kind=st.sampled_from([kind for kind in Kind if kind in MAIL]),
+    answer=st.sampled_from(["dunno", "defer", "hold", "reject"]),
+    reason=st.sampled_from(["", *REASONS]),
+    limit=st.sampled_from(["", "users"]),
+    token=st.sampled_from(["", "a" * 40]),
 ).map(
     lambda made: (
         made
@@ -234,5 +266,7 @@ def whole() -> Finding:
         rule="r", loginuid=1, session=2, container="docker:x", error="ETIMEDOUT",
         via=("127.0.0.1", 25), count=2, last_us=3, lock="nftables-output",
         incomplete=("args-cut",), destinations="many",
+        script="/srv/www/shop/", script_from="cwd", pool="shop",
+        request_method="POST", request_uri="/mail.php",
         makers=(Maker(7, 33, "nc", "/usr/bin/nc", ("nc", "-x"), None),),
     )  # fmt: skip

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from guard.finding import Kind, Notice
+from guard.finding import MAIL, Kind, Notice
 from guard.journal import MESSAGE_IDS, NOTICES, lines
 from tests.journal.conftest import CHECKOUT
 from tests.journal.findings import finding, mail
@@ -59,8 +59,8 @@ def test_the_text_says_what_to_do_with_fields_that_exist(
     if kind in NOTICES:
         assert not used
         entry = lines(Notice(kind, 1, "x"))
-    elif kind is Kind.MESSAGE:
-        entry = lines(mail(finding(Kind.LOCAL)))
+    elif kind in MAIL:
+        entry = lines(mail(finding(Kind.LOCAL), kind=kind))
     else:
         entry = lines(finding(kind, rule="r", count=2))
     if kind is not Kind.DENIED:

@@ -41,6 +41,9 @@ HOSTILE = finding(
     pid=4194304,
     uid=4294967294,
     ancestors=(Process(1, 0, "\x1b[2J", 0),),
+    script="/srv/\x1b[2J\u202e" + "deep/" * 100 + "\udce9\n.php",
+    script_from="args",
+    pool="\x9bpool\r",
 )
 # As the issue lists them; programs rely on the order of a table, too.
 KEYS = [

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from guard.cli.output import mail_row
+from guard.finding import Message
+from guard.journal import read
 from tests.journald import served
 from tests.lab import Lab, wait_until
 from tests.lab.guarded import Guard
@@ -56,6 +59,37 @@ class Desk:
         """Send a mail by swaks(1)."""
         plain = ["--to", "somebody@example.org", "--from", "app@host.example.net"]
         return self.run(["swaks", "--server", server, *plain, *argv], **options)
+
+    def refused(
+        self,
+        *argv: str,
+        server: str = "127.0.0.1:25",
+        code: str = "554",
+        by: str = "smtp-guard: ",
+        **options: Any,
+    ) -> Done:
+        """Send a mail that is answered with this code, in our words or by others."""
+        plain = ["--to", "somebody@example.org", "--from", "app@host.example.net"]
+        options = {"user": "www-data", "unit": "user.slice", "cwd": "/srv", **options}
+        self.lab.path(options["cwd"]).mkdir(parents=True, exist_ok=True)
+        done = self.lab.run(["swaks", "--server", server, *plain, *argv], **options)
+        assert done.returncode != 0 and "queued as" not in done.stdout, done
+        by = "" if server.endswith(":587") else by
+        assert f" {code}" in done.stdout and by in done.stdout, done
+        return done
+
+    def mail(self, pid: int) -> list[dict[str, Any]]:
+        """Give the findings of messages of a process, refused ones too, in order."""
+        done = self.lab.run(
+            ["journalctl", "-qo", "json", "--all", f"SMTPGUARD_PID={pid}"]
+        )
+        entries = [json.loads(line) for line in done.stdout.splitlines()]
+        found = [read(one) for one in entries if "SMTPGUARD_QUEUE_ID" in one]
+        return [mail_row(one) for one in found if isinstance(one, Message)]
+
+    def mail_of(self, pid: int) -> dict[str, Any]:
+        """Wait for the last finding of a message of a process."""
+        return wait_until(lambda: self.mail(pid), f"a message of pid {pid}", 30)[-1]
 
     def ids_of(self, said: str) -> list[str]:
         """Give the queue ids in smtpd's answers to a client."""

@@ -67,6 +67,13 @@ def documented() -> str:
     return found[1]
 
 
+def asked() -> str:
+    """Give the restriction that the documentation advises."""
+    found = re.search(r"check_policy_service\s+(\{[^}]*\})", documented())
+    assert found, documented()
+    return f"check_policy_service {found[1]}"
+
+
 class MailHost(Postfix):
     """Postfix that asks; start_haproxy() puts one in front of it."""
 
@@ -120,6 +127,33 @@ class MailHost(Postfix):
             yield
         finally:
             (unit / "cgroup.freeze").write_text("0")
+
+    @contextlib.contextmanager
+    def asking(self, setting: str) -> Iterator[None]:
+        """Have Postfix ask at this setting as well, before what stands there."""
+        was = self.lab.check(["postconf", "-h", setting]).strip()
+        with self._set(f"{setting}={asked()}, {was}"):
+            yield
+
+    @contextlib.contextmanager
+    def without_guardd(self, action: str, tries: int = 1) -> Iterator[None]:
+        """Have Postfix do this when nobody answers, asked so many times."""
+        line = f"{{ unix:smtp-guard/policy, try_limit={tries}, "
+        line += f"{{ default_action = {action} }} }}"
+        with self._set(f"smtpd_end_of_data_restrictions=check_policy_service {line}"):
+            yield
+
+    @contextlib.contextmanager
+    def _set(self, line: str) -> Iterator[None]:
+        path = self.lab.path("/etc/postfix/main.cf")
+        text = path.read_text()
+        try:
+            self.lab.check(["postconf", "-e", line])
+            self._do("postfix", "reload")
+            yield
+        finally:
+            path.write_text(text)
+            self._do("postfix", "reload")
 
     def queue_ids(self, since: int = 0) -> list[str]:
         """Give the queue ids of smtpd's clients, from that place in the log on."""

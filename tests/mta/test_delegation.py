@@ -49,8 +49,10 @@ PLAIN = Request(
     sender="app@host.example.net",
     recipients=2,
     size=12345,
+    instance="123.456.7",
     sasl_user="app",
     sasl_method="plain",
+    address="127.0.0.1",
     client=("127.0.0.1", 37634),
     server=("127.0.0.1", 25),
 )

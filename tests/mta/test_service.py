@@ -15,15 +15,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from guard.errors import MtaError
 from guard.event import Event
-from guard.finding import Message
 from guard.mta.listener import MAIL_OWNER, Listener
 from guard.mta.policy_service import PolicyService
 from guard.origin import Naming
+from guard.policy import Policy, parse
 from tests.journald import until
 from tests.mta.test_delegation import REAL, changed
 
@@ -40,19 +41,37 @@ sys.stdout.buffer.write(asking.recv(100))
 """
 
 
+def policy_of(path: Path, text: str = "", mode: str = "enforce") -> Policy:
+    """Make a policy with a socket there and this text after it."""
+    return parse(f'mode = "{mode}"\n[mta]\nsocket = "{path}"\n{text}')
+
+
 class Site:
     """A policy service in a queue directory of its own, and what it told."""
 
     def __init__(self, queue: Path) -> None:
         self.queue = queue
         self.path = queue / "smtp-guard/policy"
-        self.told: list[Message] = []
+        self.told: list[Any] = []
         self.asked: list[tuple[object, object]] = []
-        self.service = PolicyService(self._find, Naming(), self.told.append)
+        self.naming = Naming()
+        self.found: Event | None = None
+        self.service = PolicyService(
+            self._find,
+            self.naming,
+            self.told.append,
+            lambda address: address.startswith("127."),
+            queue / "run/counts",
+        )
 
     def _find(self, client: tuple[str, int], server: tuple[str, int]) -> Event | None:
         self.asked.append((client, server))
-        return None
+        return self.found
+
+    def serve(self, text: str = "", path: Path | None = None) -> None:
+        """Answer there by a policy with this text after its [mta] socket."""
+        self.path = path or self.path
+        self.service.serve(policy_of(self.path, text))
 
     def connect(self) -> socket.socket:
         asking = socket.socket(socket.AF_UNIX)
@@ -63,7 +82,7 @@ class Site:
     def ask(self, raw: bytes = REAL) -> bytes:
         with self.connect() as asking:
             asking.sendall(raw + b"\n\n")
-            return asking.recv(100)
+            return asking.recv(1000)
 
     def has_told(self, count: int) -> None:
         """Wait for what is told just after the answer; no more may come."""
@@ -101,7 +120,7 @@ def queue() -> Iterator[Path]:
 @pytest.fixture
 def site(queue: Path) -> Iterator[Site]:
     site = Site(queue)
-    site.service.serve(site.path)
+    site.serve()
     site.service.start()
     until(site.serves, "the policy service")
     yield site
@@ -169,7 +188,7 @@ def test_what_is_removed_is_made_again(
 
 def test_a_queue_directory_that_comes_later(queue: Path) -> None:
     site = Site(queue / "spool")
-    site.service.serve(site.path)
+    site.serve()
     site.service.start()
     try:
         until(lambda: "no such folder" in site.service.trouble, "its complaint")
@@ -186,7 +205,7 @@ def test_a_socket_left_behind_is_replaced_and_a_served_one_is_not(queue: Path) -
     left = socket.socket(socket.AF_UNIX)
     left.bind(str(site.path))
     left.listen()
-    site.service.serve(site.path)
+    site.serve()
     site.service.start()
     try:
         until(lambda: "another process listens" in site.service.trouble, "a complaint")
@@ -203,7 +222,7 @@ def test_a_folder_of_somebody_else_is_not_used(queue: Path) -> None:
     elsewhere = queue / "elsewhere"
     elsewhere.mkdir()
     site.path.parent.symlink_to(elsewhere)
-    site.service.serve(site.path)
+    site.serve()
     site.service.start()
     try:
         until(lambda: "is not a folder" in site.service.trouble, "its complaint")
@@ -252,10 +271,10 @@ def test_guardd_as_a_user_of_its_own(queue: Path, folder: str) -> None:
 
 def test_a_policy_may_move_and_end_it(site: Site) -> None:
     first, site.path = site.path, site.queue / "other/policy"
-    site.service.serve(site.path)
+    site.serve()
     until(site.serves, "the other socket")
     assert not first.exists()
-    site.service.serve(None)
+    site.service.serve(parse('mode = "observe"'))
     until(lambda: not site.path.exists(), "no socket")
 
 
@@ -267,7 +286,7 @@ def test_nobody_reads_its_complaints(queue: Path) -> None:
     os.close(nobody)
     with pytest.MonkeyPatch.context() as patch, open(complaints, "w") as broken:
         patch.setattr(sys, "stderr", broken)
-        site.service.serve(site.path)
+        site.serve()
         site.service.start()
         try:
             until(lambda: "no such folder" in site.service.trouble, "its complaint")
@@ -317,3 +336,52 @@ def test_who_leaves_without_reading_ends_nothing(site: Site) -> None:
     for thread in threads:
         thread.join()
     site.has_told(began + 600)
+
+
+STRICT = 'relay_mynetworks = false\nmode = "enforce"\nunknown = "reject"\n'
+
+
+@pytest.mark.parametrize(
+    ("state", "refused"),
+    [
+        *((state, False) for state in ("CONNECT", "EHLO", "HELO", "VRFY", "ETRN")),
+        *((state, True) for state in ("MAIL", "RCPT", "DATA", "END-OF-MESSAGE")),
+    ],
+)
+def test_nobody_is_refused_before_he_can_log_in(
+    site: Site, state: str, refused: bool
+) -> None:
+    site.serve(STRICT)
+    words = state.encode()
+    raw = changed(b"protocol_state", words).replace(
+        b"sasl_username=app", b"sasl_username="
+    )
+    assert site.ask(raw).startswith(b"action=REJECT 5.7.1") is refused
+    # who has logged in, and who is none of this host's
+    assert site.ask(changed(b"protocol_state", words)) == DUNNO
+    assert site.ask(raw.replace(b"=127.0.0.1", b"=203.0.113.7")) == DUNNO
+    # no address at all may be anybody's
+    nowhere = raw.replace(b"client_address=127.0.0.1", b"client_address=unknown")
+    assert (site.ask(nowhere) != DUNNO) is refused
+
+
+def test_of_a_message_with_many_recipients_one_finding(site: Site) -> None:
+    site.serve(STRICT)
+    raw = changed(b"protocol_state", b"RCPT").replace(b"sasl_username=app", b"x=")
+    with site.connect() as asking:
+        for instance in (b"123.456.7", b"123.456.8"):
+            for _ in range(5):
+                asking.sendall(raw.replace(b"123.456.7", instance) + b"\n\n")
+                assert asking.recv(1000).startswith(b"action=REJECT")
+    until(lambda: len(site.told) >= 2, "two findings")
+    assert site.ask(changed(b"protocol_state", b"RCPT")) == DUNNO
+    kinds = [(found.kind.value, found.reason) for found in site.told]
+    assert kinds == [("rejected", "unknown-origin")] * 2
+
+
+def test_the_answer_is_one_line_of_ascii(site: Site) -> None:
+    site.serve(STRICT)
+    hostile = changed(b"helo_name", b"\xff\r action=OK \x1b[31m")
+    told = site.ask(hostile.replace(b"sasl_username=app", b"sasl_username="))
+    assert told.endswith(b"\n\n") and told.count(b"\n") == 2
+    assert told.isascii() and len(told) < 512 and b"OK" not in told

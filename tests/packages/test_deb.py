@@ -19,7 +19,7 @@ ANY = (
     r"/usr/lib/smtp-guard/guard/.*(\.py|\.bpf\.o)",
     r"/usr/share/smtp-guard/policies/[\w-]+\.toml",
     r"/usr/share/smtp-guard/examples/[\w.-]+",
-    r"/lib/systemd/system/smtp-guard[\w-]*\.service",
+    r"/lib/systemd/system/smtp-guard[\w-]*\.(service|path)",
     r"/usr/lib/(sysusers|tmpfiles)\.d/smtp-guard(-postfix)?\.conf",
     r"/usr/lib/systemd/catalog/smtp-guard\.catalog",
     r"/usr/share/man/man\d/[\w.-]+\.gz",
@@ -61,9 +61,9 @@ def test_everything_of_the_checkout_is_in_it(tree: Path) -> None:
         found = {f"{folder}/{p.relative_to(CHECKOUT)}" for p in CHECKOUT.glob(pattern)}
         assert found
         wanted |= found
-    wanted |= {
-        f"/lib/systemd/system/{p.name}" for p in CHECKOUT.glob("units/*.service")
-    }
+    for kind in ("service", "path"):
+        units = CHECKOUT.glob(f"units/*.{kind}")
+        wanted |= {f"/lib/systemd/system/{path.name}" for path in units}
     assert not wanted - inside
 
 

@@ -19,7 +19,8 @@ def test_the_spec_is_read_with_the_macros_of_its_own_distributions() -> None:
     defined = [f"--define={name}() true {name} %*" for name in names]
     parsed = run("rpmspec", "--parse", *defined, CHECKOUT / "smtp-guard.spec")
     for name in names:
-        assert f"true {name} smtp-guard-load.service smtp-guard.service" in parsed
+        units = "smtp-guard-load.service smtp-guard.service smtp-guard-names.path"
+        assert f"true {name} {units}" in parsed
 
 
 def test_it_has_the_modules_objects_and_programs(rpm: Path) -> None:

@@ -15,8 +15,9 @@ import pytest
 
 UNITS = Path(__file__).resolve().parents[2] / "units"
 LOAD, SERVICE = "smtp-guard-load.service", "smtp-guard.service"
+NAMES, PATH = "smtp-guard-names.service", "smtp-guard-names.path"
 # systemd-analyze(1): 0 is closed, 10 is open
-LIMITS = {LOAD: 2.5, SERVICE: 1.5}
+LIMITS = {LOAD: 2.5, SERVICE: 1.5, NAMES: 1.1}
 ROOM = "var/lib run etc usr/bin usr/sbin"  # of what a unit may name
 
 
@@ -29,7 +30,7 @@ def root(tmp_path: Path) -> Path:
         (tmp_path / folder).mkdir(parents=True)
     for link in ("bin", "sbin", "lib"):
         (tmp_path / link).symlink_to(f"usr/{link}")
-    for name in (LOAD, SERVICE):
+    for name in (LOAD, SERVICE, NAMES, PATH):
         shutil.copy(UNITS / name, units)
     for program in ("bin/guardctl", "sbin/guardd", "bin/kill", "bin/systemd-tmpfiles"):
         (tmp_path / "usr" / program).write_text("#!/bin/sh\n")
@@ -44,14 +45,15 @@ def verify(root: Path, name: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("name", LIMITS)
+@pytest.mark.parametrize("name", [*LIMITS, PATH])
 def test_systemd_finds_nothing_wrong(root: Path, name: str) -> None:
     done = verify(root, name)
     assert done.returncode == 0 and not done.stderr, done
     path = root / "usr/lib/systemd/system" / name
-    path.write_text(path.read_text().replace("ProtectClock=", "ProtectClok="))
+    key = "PathExists" if name == PATH else "ProtectClock"
+    path.write_text(path.read_text().replace(f"{key}=", "Mistaken="))
     control = verify(root, name)
-    assert "ProtectClok" in control.stderr, control
+    assert "Mistaken" in control.stderr, control
 
 
 @pytest.mark.parametrize(("name", "limit"), LIMITS.items())
@@ -67,7 +69,7 @@ def test_the_sandbox_is_as_tight_as_it_was(name: str, limit: float) -> None:
     assert found and float(found[1]) <= limit, done.stdout
 
 
-@pytest.mark.parametrize("name", LIMITS)
+@pytest.mark.parametrize("name", [LOAD, SERVICE])
 def test_each_capability_has_its_reason(name: str) -> None:
     """In the comment above, and what is in effect is what is bounded."""
     text = (UNITS / name).read_text()
@@ -80,6 +82,12 @@ def test_each_capability_has_its_reason(name: str) -> None:
     assert ambient and ambient == granted("CapabilityBoundingSet")
     comment = "".join(re.findall(r"^# (CAP_.*)$", text, re.M))
     assert ambient == set(re.findall(r"CAP_\w+", comment))
+
+
+def test_who_looks_names_up_may_do_nothing_else() -> None:
+    text = (UNITS / NAMES).read_text()
+    assert "\nCapabilityBoundingSet=\n" in text and "AmbientCapabilities" not in text
+    assert "AF_INET" not in (UNITS / SERVICE).read_text().replace("Not INET", "")
 
 
 def test_stopping_either_runs_nothing() -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from guard.finding import Kind
+from guard.finding import Finding, Kind
 from guard.origin import Naming
 from guard.policy import parse
 from guard.policy.evaluate import Destination, evaluate
@@ -201,3 +201,41 @@ def test_a_mount_namespace_cannot_give_a_false_folder(program: Path) -> None:
         assert matches(seen, f'exe = "{fake}/sleeper"')  # the control
     finally:
         ended(child)
+
+
+def test_a_script_and_a_folder_that_is_gone(tmp_path: Path) -> None:
+    script, gone = tmp_path / "wait.sh", tmp_path / "gone"
+    script.write_text("exec 1>&-; while read -r line; do :; done\n")
+    gone.mkdir()
+    for cwd, remove, known in ((tmp_path, False, True), (gone, True, False)):
+        way = "wait.sh" if known else "../wait.sh"
+        child = subprocess.Popen(
+            ["/bin/sh", way], cwd=cwd, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        assert child.stdin and child.stdout
+        try:
+            assert child.stdout.read() == b"", "the shell runs it: it closed its end"
+            if remove:
+                gone.rmdir()
+            found = _told(child.pid)
+            assert found.script == (str(script) if known else None)
+            assert ("cwd-gone" in found.incomplete) is remove
+        finally:
+            child.stdin.close()
+            child.stdout.close()
+            child.wait()
+
+
+def _told(pid: int) -> Finding:
+    return finding(
+        Kind.PRE_EXISTING,
+        look(pid),
+        Naming(),
+        connection="x",
+        src=None,
+        dst=("127.0.0.1", 25),
+        verdict="allow",
+        mode="observe",
+        direction="local",
+        outcome="established",
+    )

@@ -24,10 +24,13 @@ SINK = ("/opt/smtp-guard/tests/vm/inside/sink",)
 POLICY = Path("/etc/smtp-guard/policy.toml")
 CHECKOUT = Path(__file__).resolve().parents[2]
 LOAD, SERVICE = "smtp-guard-load.service", "smtp-guard.service"
+NAMES, NAMES_PATH = "smtp-guard-names.service", "smtp-guard-names.path"
 PROGRAMS = {"guardd": Path("/usr/sbin/guardd"), "guardctl": Path("/usr/bin/guardctl")}
 INSTALLED = {
     LOAD: f"systemd/system/{LOAD}",
     SERVICE: f"systemd/system/{SERVICE}",
+    NAMES: f"systemd/system/{NAMES}",
+    NAMES_PATH: f"systemd/system/{NAMES_PATH}",
     "smtp-guard.sysusers": "sysusers.d/smtp-guard.conf",
     "smtp-guard.tmpfiles": "tmpfiles.d/smtp-guard.conf",
     "smtp-guard-postfix.tmpfiles": "tmpfiles.d/smtp-guard-postfix.conf",

@@ -31,6 +31,7 @@ PACKAGES = (
     "python3", "python3-click", "python3-psutil", "python3-pyroute2",
     "python3-rich", "python3-systemd", "libbpf1", "python3-pytest",
     "python3-nftables", "python3-iptables", "libnetfilter-log1",
+    "python3-dnspython", "python3-tomlkit",
     "python3-hypothesis",
     "liburing-dev", "gcc", "libc6-dev", "nftables", "iptables",
     "util-linux", "procps", "bpftool",
@@ -39,7 +40,7 @@ PACKAGES = (
 BESIDE = (
     "postfix", "swaks", "dbus", "firewalld", "conntrack", "ca-certificates",
     "systemd-container", "uidmap", "slirp4netns", "passt", "python3-aiosmtpd",
-    "python3-bpfcc",
+    "python3-bpfcc", "php-cli", "php-fpm", "dnsmasq-base",
 )  # fmt: skip
 DRIVERS = ("virtio_pci", "virtio_blk", "ext4")
 UNREAD = ("usr/share/doc", "usr/share/man", "usr/share/locale", "var/lib/apt/lists")

@@ -1,0 +1,299 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The smart host in Postfix's terms, and a handshake with it that sends no mail."""
+
+from __future__ import annotations
+
+import contextlib
+import smtplib
+import socket
+import ssl
+from collections.abc import Iterator
+from pathlib import Path
+
+import dns.exception
+import dns.resolver
+
+from guard.checks import Check, State, good
+from guard.mail.table import SUBMISSIONS, SmartHost
+from guard.text import address
+
+AUTH_TABLE = "smart-host-auth"
+# Where distributions keep the authorities that they trust: Debian, Fedora, SUSE.
+_BUNDLES = (
+    Path("/etc/ssl/certs/ca-certificates.crt"),
+    Path("/etc/pki/tls/certs/ca-bundle.crt"),
+    Path("/etc/ssl/ca-bundle.pem"),
+)
+_SECONDS = 20.0  # for each step; Postfix has 30 for the connect, postconf(5)
+# openssl-verify(1) of OpenSSL: self signed, alone or in a chain; a name that differs.
+_SELF_SIGNED = (18, 19)
+_OTHER_NAME = (62, 64)
+CHECKED = ("verify", "secure")  # levels at which Postfix looks at the certificate
+
+
+def bundle() -> Path | None:
+    """Give the file of the authorities that this system trusts."""
+    return next((path for path in _BUNDLES if path.is_file()), None)
+
+
+def parameters(smart_host: SmartHost, auth_map: str) -> dict[str, str]:
+    """Give the settings of main.cf; auth_map is type:path of the password table."""
+    found = {
+        "relayhost": smart_host.relay.text,
+        "smtp_tls_security_level": smart_host.tls,
+    }
+    if smart_host.user:
+        found |= {
+            "smtp_sasl_auth_enable": "yes",
+            "smtp_sasl_password_maps": auth_map,
+            "smtp_sasl_tls_security_options": "noanonymous",
+        }
+    if smart_host.relay.port == SUBMISSIONS:
+        found["smtp_tls_wrappermode"] = "yes"
+    if authorities := ca_file(smart_host):
+        found["smtp_tls_CAfile"] = str(authorities)
+    if smart_host.authenticated_header:
+        found["smtpd_sasl_authenticated_header"] = "yes"
+    return found
+
+
+def ca_file(smart_host: SmartHost) -> Path | None:
+    """Give the authorities to ask: the table's, or the system's where checked."""
+    if smart_host.ca_file:
+        return smart_host.ca_file
+    return bundle() if smart_host.tls in CHECKED else None
+
+
+def auth_text(smart_host: SmartHost, password: str) -> str:
+    """Write the table of the password; its key is relayhost as it stands."""
+    return f"{smart_host.relay.text}\t{smart_host.user}:{password}\n"
+
+
+# ---- the handshake
+
+
+class _Session(smtplib.SMTP):
+    """SMTP over a socket that is connected already."""
+
+    def __init__(self, connected: socket.socket, host: str, name: str) -> None:
+        self._connected = connected
+        super().__init__(host, 1, name, timeout=_SECONDS)  # the port is not used
+
+    def _get_socket(self, host: str, port: int, timeout: float) -> socket.socket:
+        return self._connected
+
+
+def test(smart_host: SmartHost, password: str, hostname: str) -> Iterator[Check]:
+    """Resolve, connect, shake hands and log in as Postfix would; QUIT before MAIL.
+
+    hostname is what we greet with (myhostname). Ends with the first step that fails.
+    """
+    hosts = list(_next_hops(smart_host))
+    found, failures = _resolve(hosts, smart_host.relay.port)
+    if not found:
+        yield Check(
+            "name",
+            State.BAD,
+            f"{smart_host.relay.text}: {'; '.join(failures)}",
+            "correct the host in mail.toml, or the resolver in /etc/resolv.conf",
+        )
+        return
+    shown = ", ".join(address(where) for _, where in found[:4])
+    yield good("name", f"{smart_host.relay.text} is {shown}")
+    try:
+        host, connected = _connect(found)
+    except OSError as error:
+        yield _not_connected(shown, error)
+        return
+    yield good("connect", f"{host} answers at {address(connected.getpeername()[:2])}")
+    with contextlib.ExitStack() as stack:
+        stack.callback(connected.close)
+        yield from _talk(smart_host, password, hostname, (host, connected), stack)
+
+
+def _next_hops(smart_host: SmartHost) -> Iterator[str]:
+    """Give the hosts in the order Postfix tries them: by MX, or the one itself."""
+    relay = smart_host.relay
+    if relay.by_mx:
+        with contextlib.suppress(dns.exception.DNSException):
+            answer = dns.resolver.resolve(relay.host, "MX", lifetime=_SECONDS)
+            found = sorted(
+                (record.preference, str(record.exchange)) for record in answer
+            )
+            yield from (name.rstrip(".") for _, name in found if name != ".")
+            if found:
+                return
+    yield relay.host
+
+
+def _resolve(
+    hosts: list[str], port: int
+) -> tuple[list[tuple[str, tuple[str, int]]], list[str]]:
+    found, failures = [], []
+    for host in hosts:
+        try:
+            answers = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except OSError as error:
+            failures.append(f"{host}: {error.strerror}")
+            continue
+        found += [(host, (str(end[0]), int(end[1]))) for *_, end in answers]
+    return found, failures
+
+
+def _connect(found: list[tuple[str, tuple[str, int]]]) -> tuple[str, socket.socket]:
+    """Give the first that answers; raises the OSError of the first that does not."""
+    first: OSError | None = None
+    for host, where in found:
+        try:
+            return host, socket.create_connection(where, timeout=_SECONDS)
+        except OSError as error:
+            first = first or error
+    assert first
+    raise first
+
+
+def _not_connected(shown: str, error: OSError) -> Check:
+    remedy = "see whether a firewall is in the way, and whether the port is right"
+    if isinstance(error, PermissionError):
+        remedy = (
+            "this host's guard lets Postfix connect, not guardctl: allow the unit"
+            " mail-test.service in a rule, and systemd-run --unit mail-test --pipe"
+            " --wait guardctl mail smart-host test"
+        )
+    what = error.strerror or "no answer in time"
+    return Check("connect", State.BAD, f"{shown}: {what}", remedy)
+
+
+def _context(smart_host: SmartHost, checked: bool) -> ssl.SSLContext:
+    authorities = smart_host.ca_file or bundle()
+    try:
+        context = ssl.create_default_context(cafile=authorities)
+    except OSError as error:  # ssl.SSLError is one: no certificate in it
+        raise ValueError(f"{authorities}: {error.strerror or error}") from None
+    if not checked:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def _talk(
+    smart_host: SmartHost,
+    password: str,
+    hostname: str,
+    peer: tuple[str, socket.socket],
+    stack: contextlib.ExitStack,
+) -> Iterator[Check]:
+    host, connected = peer
+    try:
+        context = _context(smart_host, checked=True)
+        where = connected.getpeername()[:2]
+        try:
+            session = _greet(smart_host, hostname, host, connected, context)
+        except ssl.SSLCertVerificationError as error:
+            yield _certificate(smart_host, error)
+            if smart_host.tls in CHECKED:
+                return
+            connected = socket.create_connection(where, timeout=_SECONDS)
+            stack.callback(connected.close)
+            context = _context(smart_host, checked=False)
+            session = _greet(smart_host, hostname, host, connected, context)
+        else:
+            if isinstance(session.sock, ssl.SSLSocket):
+                yield good("certificate", f"is that of {host}, and trusted")
+        stack.callback(_quit, session)
+        if isinstance(session.sock, ssl.SSLSocket):
+            cipher = session.sock.cipher() or ("?",)
+            yield good("tls", f"{session.sock.version()} with {cipher[0]}")
+    except ValueError as error:
+        yield Check(
+            "certificate", State.BAD, str(error), "correct ca_file in mail.toml"
+        )
+    except (OSError, smtplib.SMTPException) as error:
+        yield Check("tls", State.BAD, _words(error), _tls_remedy(smart_host))
+    else:
+        yield _login(session, smart_host, password)
+
+
+def _greet(
+    smart_host: SmartHost,
+    hostname: str,
+    host: str,
+    connected: socket.socket,
+    context: ssl.SSLContext,
+) -> _Session:
+    """Give a session that has what TLS the level asks for."""
+    # secure: the name is the one that the admin wrote, not one that DNS gave
+    name = smart_host.relay.host if smart_host.tls == "secure" else host
+    if smart_host.relay.port == SUBMISSIONS:
+        connected = context.wrap_socket(connected, server_hostname=name)
+    session = _Session(connected, name, hostname)
+    session.ehlo_or_helo_if_needed()
+    offered = session.has_extn("starttls")
+    wants = smart_host.tls != "none" and (smart_host.tls != "may" or offered)
+    if wants and not isinstance(session.sock, ssl.SSLSocket):
+        session.starttls(context=context)
+        session.ehlo()
+    return session
+
+
+def _certificate(smart_host: SmartHost, error: ssl.SSLCertVerificationError) -> Check:
+    if error.verify_code in _SELF_SIGNED:
+        what = "is self-signed, or its authority is not among those trusted"
+        remedy = "name its authority's certificate: ca_file in mail.toml"
+    elif error.verify_code in _OTHER_NAME:
+        what = error.verify_message
+        remedy = "write the host as its certificate names it"
+    else:
+        what = error.verify_message
+        remedy = "have the relay's administrator renew or complete the chain"
+    if smart_host.tls in CHECKED:
+        return Check("certificate", State.BAD, what, remedy)
+    return Check(
+        "certificate",
+        State.WARN,
+        f'{what}; with tls = "{smart_host.tls}" Postfix does not look at it, and'
+        " whoever stands in between gets the password",
+        f'{remedy}, then tls = "secure"',
+    )
+
+
+def _tls_remedy(smart_host: SmartHost) -> str:
+    if smart_host.relay.port == SUBMISSIONS:
+        return "this port is TLS from the first byte: is it the relay's?"
+    return "the relay must offer STARTTLS at this port; 465 is TLS from the first byte"
+
+
+def _login(session: _Session, smart_host: SmartHost, password: str) -> Check:
+    if not smart_host.user:
+        return Check("login", State.NOTE, "mail.toml has no user: none was tried")
+    try:
+        session.login(smart_host.user, password)
+    except smtplib.SMTPAuthenticationError as error:
+        return Check(
+            "login",
+            State.BAD,
+            f"user {smart_host.user} refused: {_words(error)}",
+            "guardctl mail smart-host set, with the right user and password",
+        )
+    except smtplib.SMTPNotSupportedError as error:
+        return Check("login", State.BAD, str(error), "is this the port for submission?")
+    except (OSError, smtplib.SMTPException) as error:
+        return Check("login", State.BAD, _words(error), "ask the relay's administrator")
+    return good("login", f"user {smart_host.user} accepted; no mail was sent")
+
+
+def _quit(session: _Session) -> None:
+    with contextlib.suppress(OSError, smtplib.SMTPException):
+        session.quit()
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, smtplib.SMTPResponseException):
+        return f"{error.smtp_code} {_text(error.smtp_error)}"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error) or type(error).__name__
+
+
+def _text(said: bytes | str) -> str:
+    return said.decode(errors="backslashreplace") if isinstance(said, bytes) else said

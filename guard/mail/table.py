@@ -1,0 +1,268 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""/etc/smtp-guard/mail.toml -> MailTable, with every problem of it in one run."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from guard.errors import MailTableError
+from guard.mail.password import CREDENTIAL, Password
+from guard.policy import Problem
+from guard.policy.fields import Table
+from guard.policy.source import Problems, Source, TooMany, from_file, from_text
+
+DEFAULT_TABLE = Path("/etc/smtp-guard/mail.toml")
+# smtp_tls_security_level, postconf(5). With a password it is encrypt at least.
+TLS_LEVELS = ("encrypt", "verify", "secure")
+TLS_WITHOUT_PASSWORD = ("none", "may")
+MAILCHANNELS = "smtp.mailchannels.net"
+SUBMISSIONS = 465  # RFC 8314: TLS from the first byte
+_KEYS = (
+    *("smart_host", "transports", "relay_mynetworks"),
+    *("client_port_logging", "authorized_submit_users"),
+)
+_SMART_HOST_KEYS = (
+    *("preset", "host", "user", "password_file", "password_credential"),
+    *("tls", "ca_file", "authenticated_header"),
+)
+_NAME = re.compile(
+    r"(?=.{1,253}\Z)[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9])?"
+    r"(\.[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9])?)*"
+)
+_RELAY = re.compile(
+    r"(?:\[(?P<exact>[^\[\]\s]+)\]|(?P<name>[^\[\]:\s]+))(?::(?P<port>[0-9]{1,5}))?"
+)
+# transport(5): a domain, those below it, one address, or all others.
+_PATTERN = re.compile(r"(?:[^@\s:/=|]{1,64}@)?\.?[a-z0-9_.-]{1,253}|\*")
+_TRANSPORT = re.compile(r"(?P<name>[A-Za-z0-9_-]+)(?::(?P<rest>.*))?")
+
+
+@dataclass(frozen=True, slots=True)
+class Relay:
+    """Where to: as relayhost has it, host, port, and whether MX records count."""
+
+    text: str
+    host: str
+    port: int
+    by_mx: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SmartHost:
+    """The one host that all mail leaves through; without password: no AUTH."""
+
+    relay: Relay
+    user: str = ""
+    password: Password | None = None
+    tls: str = "encrypt"
+    ca_file: Path | None = None
+    authenticated_header: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class MailTable:
+    """What Postfix is to be given. None: nothing is asked for."""
+
+    smart_host: SmartHost | None = None
+    transports: dict[str, str] = field(default_factory=dict)
+    relay_mynetworks: bool | None = None
+    client_port_logging: bool | None = None
+    authorized_submit_users: tuple[str, ...] | None = None
+    warnings: tuple[Problem, ...] = ()
+
+
+def load(path: Path) -> MailTable:
+    """Read a table; raises MailTableError with every problem found."""
+    problems = Problems()
+    path = path.absolute()
+    source = from_file(path, problems, main=True)
+    return _read(source, problems, str(path))
+
+
+def parse(text: str, name: str = "mail.toml") -> MailTable:
+    """Like load(), for a text that is no file yet."""
+    problems = Problems()
+    return _read(from_text(text, name, problems), problems, name)
+
+
+def _read(source: Source | None, problems: Problems, name: str) -> MailTable:
+    table = MailTable()
+    try:
+        if source:
+            table = _table(Table(source, problems, source.data), problems)
+    except TooMany:
+        pass
+    if errors := problems.errors:
+        raise MailTableError(name, errors[0].message, problems=problems.in_order())
+    return table
+
+
+def _table(top: Table, problems: Problems) -> MailTable:
+    top.only(_KEYS)
+    return MailTable(
+        _smart_host(top),
+        _transports(top),
+        top.flag("relay_mynetworks"),
+        top.flag("client_port_logging"),
+        _submit_users(top),
+        tuple(p for p in problems.in_order() if p.severity != "error"),
+    )
+
+
+# ---- [smart_host]
+
+
+def _smart_host(top: Table) -> SmartHost | None:
+    if top.data.get("smart_host", False) is False:
+        return None
+    table = top.section("smart_host", _SMART_HOST_KEYS)
+    relay = _host(table)
+    user = _one_text(table, "user") or ""
+    password = _password(table, user)
+    levels = TLS_LEVELS if user else (*TLS_LEVELS, *TLS_WITHOUT_PASSWORD)
+    tls = table.choice("tls", levels) if "tls" in table.data else "encrypt"
+    ca_file = _path(table, "ca_file")
+    if relay and relay.port == SUBMISSIONS and tls in TLS_WITHOUT_PASSWORD:
+        table.error("tls", f"port {SUBMISSIONS} is TLS alone", 'write "encrypt"')
+    header = table.flag("authenticated_header") or False
+    if not relay:
+        return None
+    return SmartHost(relay, user, password, tls or "encrypt", ca_file, header)
+
+
+def _host(table: Table) -> Relay | None:
+    if "preset" in table.data:
+        table.choice("preset", ("mailchannels",))
+    text = _one_text(table, "host")
+    if text is None and "host" not in table.data:
+        if "preset" in table.data:
+            return relay_of(MAILCHANNELS)
+        table.error("", "host is missing", 'add host = "[mail.relay.example]:587"')
+        return None
+    try:
+        return relay_of(text or "")
+    except ValueError as error:
+        table.error(
+            "host", str(error), 'write "[mail.relay.example]:587"; without [] by MX'
+        )
+        return None
+
+
+def relay_of(text: str) -> Relay:
+    """Understand host or [host]:port; raises ValueError with what is wrong."""
+    found = _RELAY.fullmatch(text)
+    if not found:
+        raise ValueError("is not host, host:port, [host] or [host]:port")
+    host = found["exact"] or found["name"]
+    port = int(found["port"] or 25)  # postconf(5), relayhost
+    if not 1 <= port <= 65535:
+        raise ValueError(f"{port} is not a TCP port")
+    try:
+        ipaddress.ip_address(host.removeprefix("ipv6:"))
+        host = host.removeprefix("ipv6:")
+    except ValueError:
+        if not _NAME.fullmatch(host):
+            raise ValueError("is not the name or address of a host") from None
+    else:
+        if not found["exact"]:
+            raise ValueError("an address stands in brackets")
+    return Relay(text, host, port, by_mx=not found["exact"])
+
+
+def _password(table: Table, user: str) -> Password | None:
+    file = _path(table, "password_file")
+    credential = _one_text(table, "password_credential")
+    if credential is not None and not CREDENTIAL.fullmatch(credential):
+        table.error(
+            "password_credential", "is no credential's name", "see systemd.exec"
+        )
+    if file and credential:
+        table.error("password_file", "and password_credential", "keep one of the two")
+    given = file or credential
+    if user and not given:
+        table.error(
+            "user",
+            "has no password",
+            "add password_file, or password_credential for one of systemd's",
+        )
+    if given and not user:
+        table.error("", "there is a password and no user", 'add user = "..."')
+    if re.search(r"[:\s]|[^\x21-\x7e]", user):
+        table.error(
+            "user", "has a colon or a blank", "smtp_sasl_password_maps cannot hold it"
+        )
+    return Password(file, None if file else credential) if given else None
+
+
+def _path(table: Table, key: str) -> Path | None:
+    text = _one_text(table, key)
+    if text is None:
+        return None
+    if not text.startswith("/") or not text.isprintable() or re.search(r"[\s,]", text):
+        table.error(key, "is no whole path without blanks", 'begin it with "/"')
+    return Path(text)
+
+
+def _one_text(table: Table, key: str) -> str | None:
+    value = table.data.get(key)
+    if value is None or (isinstance(value, str) and value and value.isprintable()):
+        return value
+    table.error(key, "is not a line of text", "write it in quotes")
+    return None
+
+
+# ---- [transports]
+
+
+def _transports(top: Table) -> dict[str, str]:
+    value = top.data.get("transports", {})
+    if not isinstance(value, dict):
+        top.error("transports", "is not a section", "write [transports]")
+        return {}
+    table = Table(top.source, top.problems, value, "transports")
+    found = {}
+    for domain, transport in value.items():
+        try:
+            found[pattern(domain)] = transport_value(transport)
+        except ValueError as error:
+            table.error(domain, str(error), 'write as in "yahoo.com" = "relaylim"')
+    return found
+
+
+def pattern(domain: str) -> str:
+    """Give a domain as transport(5) looks it up; raises ValueError."""
+    text = domain.lower()
+    if not text.isascii():
+        raise ValueError("is not ASCII: write the name as DNS has it (xn--...)")
+    if not _PATTERN.fullmatch(text) or ".." in text or text in (".", ""):
+        raise ValueError("is not a domain, .domain, user@domain or *")
+    return text
+
+
+def transport_value(value: object) -> str:
+    """Give name:nexthop of a transport; raises ValueError."""
+    found = _TRANSPORT.fullmatch(value) if isinstance(value, str) else None
+    if not found or not str(value).isprintable():
+        raise ValueError("is not a transport: oneshot, relaylim, error:text")
+    rest = (found["rest"] or "").strip()
+    if found["name"] == "error" and not rest:
+        raise ValueError("error has no text: write error:Bad domain!")
+    return f"{found['name']}:{rest}"
+
+
+# ---- relaying
+
+
+def _submit_users(top: Table) -> tuple[str, ...] | None:
+    users = top.texts("authorized_submit_users")
+    for user in users or ():
+        if re.search(r"[\s,]", user) or not user.isprintable():
+            top.error(
+                "authorized_submit_users",
+                "a user or a table has no blank and no comma in it",
+                "write a list of names",
+            )
+    return None if users is None else tuple(users)

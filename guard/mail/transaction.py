@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Several files replaced together, or none: also when we are killed in the midst.
+
+The new ones are whole on the disk beside the old ones, and each old one has a second
+name, before the first is replaced. A journal names them until all is done; who finds
+it later gives the old ones their names back. That takes no room on the disk.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from guard.errors import MailError, MailNotApplied
+from guard.mail.state import read_private
+
+JOURNAL = "journal.json"
+_NEW, _OLD = ".smtp-guard-new", ".smtp-guard-old"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A file as it is to be; data None: gone. mode is for one that is new."""
+
+    path: Path
+    data: bytes | None
+    mode: int = 0o644
+    keep_mode: bool = False  # and owner, of the one that is replaced
+
+
+def commit(
+    folder: Path,
+    targets: Sequence[Target],
+    verify: Callable[[], None],
+    undone: Callable[[], None],
+) -> None:
+    """Replace all targets in their order; folder, root's alone, has the journal.
+
+    When verify() or anything before it fails, all files are as before, undone() is
+    called, and the error goes on; OSError becomes MailNotApplied.
+    """
+    try:
+        _prepare(folder, targets)
+    except OSError as error:
+        _clean(target.path for target in targets)
+        raise _not_applied(error, folder) from None
+    try:
+        for target in targets:
+            _replace(target)
+        verify()
+    except BaseException as error:
+        _undo(folder)
+        undone()
+        if isinstance(error, OSError):
+            raise _not_applied(error, folder) from None
+        raise
+    (folder / JOURNAL).unlink()
+    _sync(folder)
+    _clean(target.path for target in targets)
+
+
+def _not_applied(error: OSError, folder: Path) -> MailNotApplied:
+    return MailNotApplied(
+        f"{error.filename or folder}: {error.strerror}",
+        hint="is the disk full, or mounted read-only?",
+    )
+
+
+def _undo(folder: Path) -> None:
+    try:
+        roll_back(folder)
+    except OSError as error:
+        raise MailError(
+            f"{error.filename or folder}: {error.strerror}; some files are new",
+            hint="guardctl mail check puts the old ones back once it can write there",
+        ) from None
+
+
+def pending(folder: Path) -> bool:
+    """Tell whether somebody was killed in the midst of it."""
+    return (folder / JOURNAL).exists()
+
+
+def roll_back(folder: Path) -> list[str]:
+    """Give every old file its name back; give their names. May be begun again."""
+    raw = read_private(folder / JOURNAL)
+    if raw is None:
+        return []
+    try:
+        entries = [(Path(e["path"]), bool(e["existed"])) for e in json.loads(raw)]
+    except (ValueError, KeyError, TypeError):
+        raise MailError(
+            f"{folder / JOURNAL}: makes no sense",
+            hint=f"compare main.cf and the files *{_OLD} beside it by hand, then"
+            " remove it",
+        ) from None
+    for path, existed in reversed(entries):
+        old = _beside(path, _OLD)
+        if not existed:
+            path.unlink(missing_ok=True)
+        elif old.exists():
+            os.replace(old, path)  # does nothing where both are one file, rename(2)
+        if path.parent.exists():
+            _sync(path.parent)
+    (folder / JOURNAL).unlink()
+    _sync(folder)
+    _clean(path for path, _ in entries)
+    return [str(path) for path, _ in entries]
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """Write a file of root's alone, whole or not at all; raises OSError."""
+    new = _beside(path, _NEW)
+    _write(new, data, 0o600, None)
+    os.replace(new, path)
+    _sync(path.parent)
+
+
+def _prepare(folder: Path, targets: Sequence[Target]) -> None:
+    for target in targets:
+        old = _status(target.path)
+        for suffix in (_NEW, _OLD):
+            _beside(target.path, suffix).unlink(missing_ok=True)
+        if target.data is not None:
+            like = old if target.keep_mode else None
+            _write(_beside(target.path, _NEW), target.data, target.mode, like)
+        if old:
+            os.link(target.path, _beside(target.path, _OLD))
+    entries = [
+        {"path": str(target.path), "existed": _status(target.path) is not None}
+        for target in targets
+    ]
+    write_private(folder / JOURNAL, json.dumps(entries).encode())
+
+
+def _replace(target: Target) -> None:
+    if target.data is None:
+        target.path.unlink(missing_ok=True)
+    else:
+        os.replace(_beside(target.path, _NEW), target.path)
+    _sync(target.path.parent)
+
+
+def _status(path: Path) -> os.stat_result | None:
+    try:
+        return os.lstat(path)
+    except FileNotFoundError:
+        return None
+
+
+def _write(path: Path, data: bytes, mode: int, like: os.stat_result | None) -> None:
+    path.unlink(missing_ok=True)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with open(fd, "wb") as stream:
+        stream.write(data)
+        stream.flush()
+        if like:
+            os.fchown(fd, like.st_uid, like.st_gid)
+            mode = like.st_mode & 0o7777
+        os.fchmod(fd, mode)
+        os.fsync(fd)
+
+
+def _clean(paths: Iterable[Path]) -> None:
+    for path in paths:
+        for suffix in (_NEW, _OLD):
+            _beside(path, suffix).unlink(missing_ok=True)
+
+
+def _beside(path: Path, suffix: str) -> Path:
+    return path.with_name(f".{path.name}{suffix}")
+
+
+def _sync(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

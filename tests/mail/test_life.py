@@ -1,0 +1,343 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""plan, apply, check, revert: all or nothing, whatever comes in between."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from tests.mail.site import RELAY, TABLE, Site, table
+
+OURS = "/etc/postfix/smtp-guard"
+MAIN, MASTER = "/etc/postfix/main.cf", "/etc/postfix/master.cf"
+WHOLE = (
+    "relay_mynetworks = true\nclient_port_logging = false\n"
+    'authorized_submit_users = ["root", "www-data"]\n'
+    + table()
+    + '[transports]\n"yahoo.com" = "relaylim"\n".ru" = "oneshot"\n'
+    '"example.com" = "error:Bad domain!"\n'
+)
+UNTIDY = """
+# of the admin's own
+smtpd_recipient_restrictions =
+    permit_sasl_authenticated,
+    # in the midst of it
+    reject_unauth_destination
+"""
+
+
+def append(site: Site, file: str, text: str) -> None:
+    path = site.lab.path(file)
+    path.write_text(path.read_text() + text)
+
+
+@contextlib.contextmanager
+def appended(site: Site, file: str, text: str) -> Iterator[None]:
+    """Have a file with a text at its end meanwhile."""
+    before = site.lab.path(file).read_text()
+    append(site, file, text)
+    try:
+        yield
+    finally:
+        site.lab.path(file).write_text(before)
+
+
+@pytest.fixture
+def untidy(site: Site) -> Iterator[Site]:
+    """A main.cf with a value of several lines and a comment in it."""
+    before = site.lab.path(MAIN).read_text()
+    append(site, MAIN, UNTIDY)
+    yield site
+    site.does("revert")
+    site.lab.path(MAIN).write_text(before)
+
+
+def test_apply_and_revert_leave_every_byte_as_it_was(untidy: Site) -> None:
+    before = untidy.config()
+    untidy.write_table(WHOLE)
+    assert untidy.guardctl("plan").returncode == 1
+    assert untidy.config() == before, "plan changes nothing"
+    untidy.does("apply")
+    assert untidy.config() != before
+    assert untidy.is_running()
+    untidy.does("check")
+    again = untidy.config()
+    assert "nothing to do" in untidy.does("apply")
+    assert untidy.config() == again
+    untidy.does("revert")
+    assert untidy.config() == before
+    assert untidy.is_running()
+
+
+def test_plan_is_a_diff(site: Site) -> None:
+    site.write_table(WHOLE)
+    done = site.guardctl("plan")
+    assert done.returncode == 1
+    for line in (
+        f"+relayhost = [{RELAY}]:587",
+        "-smtpd_client_port_logging = yes",
+        "+smtpd_client_port_logging = no",
+        "+authorized_submit_users = root, www-data",
+        "+relaylim_destination_concurrency_limit = 1",
+        f"+yahoo.com\trelaylim:[{RELAY}]:587".replace("\t", "\\x09"),
+        f"{MASTER.rpartition('/')[2]}",
+    ):
+        assert line in done.stdout, line
+    assert "not a secret" not in done.stdout
+    found = json.loads(site.guardctl("plan", "--json").stdout)
+    by_item = {change["item"]: change for change in found["changes"]}
+    assert by_item["relayhost"]["after"] == f"[{RELAY}]:587"
+    assert "not a secret" not in json.dumps(found)
+
+
+def test_what_nobody_asked_for_is_not_touched(site: Site) -> None:
+    site.write_table("client_port_logging = false\n")
+    before = site.config()
+    site.does("apply")
+    after = site.config()
+    assert {name for name in after if after[name] != before.get(name)} == {"main.cf"}
+    lines = [
+        text.decode().splitlines() for text in (before["main.cf"], after["main.cf"])
+    ]
+    assert [line for line in lines[1] if line not in lines[0]] == [
+        "smtpd_client_port_logging = no"
+    ]
+
+
+def test_edits_by_hand_outlive_apply_and_revert(site: Site) -> None:
+    site.write_table("client_port_logging = false\n")
+    before = site.lab.path(MAIN).read_text()
+    site.does("apply")
+    append(site, MAIN, "# by hand\nbounce_queue_lifetime = 2d\n")
+    site.does("revert")
+    assert site.postconf("-h", "bounce_queue_lifetime").strip() == "2d"
+    assert site.postconf("-h", "smtpd_client_port_logging").strip() == "yes"
+    site.lab.path(MAIN).write_text(before)
+
+
+def test_drift_is_reported_and_put_right(site: Site) -> None:
+    site.write_table(table())
+    site.does("apply")
+    site.postconf("-e", "relayhost=[other.example]")
+    done = site.guardctl("check", "--json")
+    assert done.returncode == 1
+    (drift,) = (
+        x for x in map(json.loads, done.stdout.splitlines()) if x["name"] == "drift"
+    )
+    assert "-relayhost = [other.example]" in drift["detail"]
+    site.does("apply")
+    assert site.postconf("-h", "relayhost").strip() == f"[{RELAY}]:587"
+    site.does("revert")
+    assert site.postconf("-h", "relayhost").strip() == "[other.example]", (
+        "his own, kept"
+    )
+    site.postconf("-X", "relayhost")
+
+
+def test_what_somebody_changed_is_left_by_revert_and_told(site: Site) -> None:
+    site.write_table(table())
+    site.does("apply")
+    site.postconf("-e", "relayhost=[other.example]")
+    assert "relayhost was changed since apply" in site.does("revert")
+    assert site.postconf("-h", "relayhost").strip() == "[other.example]"
+    site.postconf("-X", "relayhost")
+
+
+@pytest.mark.parametrize("harm", ["chmod 644", "rm", "echo other >>"])
+def test_a_table_that_is_not_as_it_was_left(site: Site, harm: str) -> None:
+    site.write_table(table())
+    site.does("apply")
+    name = "smart-host-auth" if harm.startswith("echo") else "smart-host-auth.db"
+    site.lab.check(["sh", "-c", f"{harm} {OURS}/{name}"])
+    assert site.guardctl("check").returncode == 1
+    site.does("apply")
+    site.does("check")
+    assert site.lab.path(f"{OURS}/smart-host-auth.db").stat().st_mode & 0o777 == 0o600
+
+
+# ---- what comes in between
+
+
+def refused(site: Site, before: dict[str, bytes], *words: str) -> str:
+    """Have a verb fail and change nothing; give what it said."""
+    done = site.guardctl(*words)
+    assert done.returncode not in (0, 1), done
+    assert "Traceback" not in done.stderr
+    assert site.config() == before
+    assert site.is_running()
+    return done.stderr
+
+
+def test_main_cf_edited_between_plan_and_apply(site: Site) -> None:
+    site.write_table(table())
+    site.guardctl("plan")
+    original = site.lab.path(MAIN).read_text()
+    append(site, MAIN, "# by hand\n")
+    said = refused(site, site.config(), "apply")
+    assert "main.cf changed since the plan" in said
+    assert "guardctl mail plan" in said
+    site.guardctl("plan")
+    site.does("apply")
+    site.does("revert")
+    site.lab.path(MAIN).write_text(original)
+
+
+def test_a_read_only_etc(site: Site) -> None:
+    site.write_table(table())
+    before = site.config()
+    site.lab.check(["mount", "--bind", "/etc/postfix", "/etc/postfix"])
+    site.lab.check(["mount", "-o", "remount,bind,ro", "/etc/postfix"])
+    try:
+        assert site.guardctl("plan").returncode == 1, "a plan only reads"
+        assert "Read-only file system" in refused(site, before, "apply")
+    finally:
+        site.lab.check(["umount", "/etc/postfix"])
+    site.does("apply")
+
+
+def test_another_apply_at_the_same_time(site: Site) -> None:
+    site.write_table(table())
+    site.does("revert")
+    lock = f"{OURS}/state/lock"
+    holder = site.lab.start(
+        ["flock", lock, "sh", "-c", "echo held; exec cat"], stdin=-1
+    )
+    assert holder.stdout and holder.stdout.readline() == "held\n"
+    assert "another guardctl mail" in refused(site, site.config(), "apply")
+    assert "another guardctl mail" in refused(site, site.config(), "revert")
+    assert holder.stdin
+    holder.stdin.close()
+    holder.wait()
+    site.does("apply")
+
+
+def test_postfix_check_that_fails_already(site: Site) -> None:
+    site.write_table(table())
+    with appended(site, MAIN, "mail_owner = nobody-of-this-name\n"):
+        said = refused(site, site.config(), "apply")
+    assert "postfix check fails already" in said
+    assert "put that right first: postfix -c /etc/postfix check" in said
+
+
+def test_postfix_check_that_fails_of_what_we_did(site: Site) -> None:
+    """A stand-in for `postfix check`, which fails once the relay is in main.cf: no
+    table of ours can make the real one fail.
+    """
+    site.write_table(table())
+    site.does("revert")
+    before = site.config()
+    script = site.lab.path("/usr/lib/postfix/sbin/postfix-script")
+    original = script.read_bytes()
+    script.write_bytes(
+        original.replace(
+            b"\n",
+            b"\n[ $1 != check ] || ! grep -q RELAY $config_directory/main.cf"
+            b" || { echo fatal: as asked for >&2; exit 1; }\n".replace(
+                b"RELAY", RELAY.encode()
+            ),
+            1,
+        )
+    )
+    try:
+        assert "as asked for" in refused(site, before, "apply")
+    finally:
+        script.write_bytes(original)
+    site.does("apply")
+
+
+def test_a_broken_master_cf(site: Site) -> None:
+    site.write_table(WHOLE)
+    with appended(site, MASTER, "broken line\n"):
+        assert "bad field count" in refused(site, site.config(), "apply")
+
+
+def test_a_foreign_table_in_the_way(site: Site) -> None:
+    site.write_table(table())
+    site.does("revert")
+    site.lab.write(f"{OURS}/smart-host-auth", "of somebody else\n")
+    said = refused(site, site.config(), "apply")
+    assert "guardctl did not write it" in said
+    site.lab.path(f"{OURS}/smart-host-auth").unlink()
+
+
+def test_killed_at_every_step(untidy: Site) -> None:
+    """kill -9 at each of the renames, one after the other, until none is left.
+
+    strace(1) kills at the system call itself, before it is done.
+    """
+    untidy.write_table(WHOLE)
+    before = untidy.config()
+    killed = 0
+    for number in range(1, 40):
+        inject = f"rename,renameat,renameat2:signal=SIGKILL:when={number}"
+        done = untidy.lab.run(
+            ["strace", "-qq", "-o", "/dev/null", "-e", "trace=/rename", "-e"]
+            + [f"inject={inject}", "guardctl", "mail", "apply"],
+            timeout=180,
+        )
+        if done.returncode == 0:
+            break
+        killed += 1
+        assert untidy.is_running()
+        found = untidy.guardctl("check", "--json")
+        assert found.returncode == 1, found
+        left = {
+            name: text
+            for name, text in untidy.config().items()
+            if not name.endswith(("smtp-guard-new", "smtp-guard-old"))
+        }
+        assert left == before, f"killed at rename {number}"
+    else:
+        pytest.fail("it never came to its end")
+    assert killed > 8, "journal, tables and indexes, master.cf, main.cf, state"
+    untidy.does("check")
+    untidy.does("revert")
+    assert untidy.config() == before
+
+
+# ---- others
+
+
+def test_another_instance_is_left_alone(site: Site) -> None:
+    """A second Postfix by --config-dir, and its own table; the first is not touched."""
+    site.lab.check(["cp", "-a", "/etc/postfix-relay", "/etc/postfix-out"])
+    site.postconf("-c", "/etc/postfix-out", "-e", "inet_interfaces=loopback-only")
+    site.lab.write("/etc/smtp-guard/out.toml", "client_port_logging = true\n")
+    before = site.config()
+    words = ("--config-dir", "/etc/postfix-out", "--table", "/etc/smtp-guard/out.toml")
+    assert site.guardctl("plan", *words).returncode == 1
+    site.does("apply", *words)
+    out = site.postconf("-c", "/etc/postfix-out", "-h", "smtpd_client_port_logging")
+    assert out.strip() == "yes"
+    site.does("check", *words)
+    site.does("revert", *words[:2])
+    out = site.postconf("-c", "/etc/postfix-out", "-n")
+    assert "smtpd_client_port_logging" not in out
+    assert site.config() == before
+
+
+def test_where_postfix_is_not_configured(site: Site) -> None:
+    done = site.guardctl("plan", "--config-dir", "/nonexistent")
+    assert done.returncode == 69
+    assert "/nonexistent/main.cf: no such file" in done.stderr
+
+
+def test_where_postfix_is_not_installed(site: Site) -> None:
+    site.write_table(table())
+    hide = "mount --bind /dev/null /usr/sbin/postconf"
+    done = site.lab.run(
+        ["unshare", "-m", "sh", "-c", f"{hide} && exec guardctl mail plan"], timeout=180
+    )
+    assert done.returncode == 69, done
+    assert "Postfix is not installed" in done.stderr
+
+
+def test_without_a_table(site: Site) -> None:
+    site.lab.path(TABLE).unlink(missing_ok=True)
+    for verb in ("plan", "apply", "check", "show"):
+        done = site.guardctl(verb)
+        assert done.returncode == 78
+        assert f"{TABLE}: error: no such file" in done.stderr
