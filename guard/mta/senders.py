@@ -57,7 +57,11 @@ def senders(
     unknown = []
     for queue_id in ids:
         told = False
+        seen: list[Message | Notice] = []
         for found in messages(journal, queue_id, wanted, torn):
+            if found in seen:  # journald was slow, and it was written once more
+                continue
+            seen.append(found)
             if sent := _told(found, journal, torn):
                 told = True
                 yield sent

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -202,3 +203,12 @@ def test_what_postfix_told_is_joined_by_its_own_end_as_well(store: Store) -> Non
     )
     sent = ask(journal)
     assert sent.origin and sent.origin.pid == 2 and sent.joined
+
+
+def test_what_was_written_twice_is_told_once(store: Store) -> None:
+    """guardd writes again what it does not see arrive; another time is another one."""
+    told = mail(None, time_us=now_us() - 9 * SECOND, unknown="no-port", client=None)
+    later = replace(told, time_us=told.time_us + 1)
+    journal = store(told, told, later)
+    found = list(senders("4jZ0BV37cFz1f", journal, lambda: iter(()), Filter(), torn))
+    assert [one.time_us for one in found] == [told.time_us, later.time_us]
