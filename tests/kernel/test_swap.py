@@ -16,8 +16,9 @@ import pytest
 from guard import abi, kernel, libbpf
 from guard.abi import Counter
 from guard.errors import KernelError, NotLoaded
-from guard.force import bring_up
+from guard.force import Start, bring_up
 from guard.kernel import HOOKS, Guard
+from guard.preexisting import survey
 from tests.kernel.routes import plain
 from tests.kernel.world import ALLOW_MX, MX4, MX6, SMTP, Child, Watch, World
 from tests.lab.lab import wait_until
@@ -127,6 +128,38 @@ def test_another_contract_version_is_replaced_with_nothing_between(
             stop[0] = 1
             ends = child.finish().value
     assert ends.keys() == {(MX4, 0), (MX6, errno.EPERM)}, ends
+
+
+def test_what_is_open_over_another_contract_version_is_told_as_pre_existing(
+    world: World, place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pins, cgroup = place
+    file = tmp_path / "policy.toml"
+    file.write_text(f'mode = "enforce"\n{ALLOW_MX}[backstop]\nkind = "off"\n')
+
+    def act() -> None:
+        with socket.create_connection((MX4, SMTP + 440)) as client:
+            client.recv(2)
+
+    def unseen(start: Start) -> list[str]:
+        assert start.policy
+        with world.inside(world.host):
+            return [older.finding.dst[0] for older in survey(start.guard, start.policy)]
+
+    with world.listen(world.mx, MX4, SMTP + 440) as server:
+        start = bring_up(pins, cgroup, file)
+        child = Child(act, cgroup)
+        connection, _ = server.accept()
+        assert unseen(start) == [], "the control: this one saw its connect()"
+        monkeypatch.setattr(abi, "ABI", abi.ABI + 1)
+        try:
+            start = bring_up(pins, cgroup, file)
+            assert unseen(start) == [MX4]
+            connection.close()
+            child.finish()
+            assert start.guard.counters()[Counter.CLOSED] == 0, "no record, no end"
+        finally:
+            start.guard.unload()
 
 
 def test_a_connection_lives_through_a_swap(world: World, watch: Watch) -> None:
