@@ -98,9 +98,7 @@ def test_what_was_kept_holds_at_a_boot_and_no_longer(places: Path) -> None:
     assert (places / "state/smart-host.json").stat().st_mode & 0o777 == 0o600
 
 
-def test_by_hand_nothing_is_kept(
-    places: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_by_hand_nothing_is_kept(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A variable that is set to nothing names no folder: least of all this one."""
     monkeypatch.chdir(places)
     monkeypatch.setenv("STATE_DIRECTORY", "")
