@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from guard import __version__
+from guard.backstop.iptables import DROP_IN
 from tests.packages.conftest import CHECKOUT
 
 ANY = (
@@ -92,6 +93,11 @@ def test_everything_of_the_checkout_is_in_it(tree: Path) -> None:
         wanted |= {f"/lib/systemd/system/{path.name}" for path in units}
     wanted |= {f"/usr/share/doc/smtp-guard/{name}" for name in pages()}
     assert not wanted - {path.removesuffix(".gz") for path in inside}
+
+
+def test_the_drop_in_is_where_errors_and_the_page_say(tree: Path) -> None:
+    assert DROP_IN in contents(tree)
+    assert f".Pa {DROP_IN}\n" in (CHECKOUT / "docs/man/smtp-guard.toml.5").read_text()
 
 
 def test_nothing_else_is_in_it(tree: Path) -> None:
