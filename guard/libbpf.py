@@ -372,6 +372,8 @@ class Object:
     def load(self) -> None:
         """Make the maps, fit the programs to this kernel and load them."""
         _check(_lib.bpf_object__load(self._pointer), f"cannot load {self.path}")
+        # it has read all the kernel's types; malloc(3) keeps that, in each thread's arena
+        c.CDLL(None).malloc_trim(0)
 
     def _program(self, name: str) -> c.c_void_p:
         found = _lib.bpf_object__find_program_by_name(self._pointer, name.encode())
