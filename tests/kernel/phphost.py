@@ -18,6 +18,9 @@ from pathlib import Path
 
 import pytest
 
+from guard.kernel import Guard
+from guard.requests import PIN
+from tests.kernel.world import World
 from tests.lab.lab import PATIENCE, join_cgroup, wait_until
 
 _FPM = """\
@@ -172,3 +175,26 @@ def _record(kind: int, body: bytes) -> bytes:
 def ask(pool: Path, script: Path, uri: bytes = b"/", method: str = "GET") -> str:
     """Send php-fpm a request and wait for its answer."""
     return Asking(pool, script, uri, method).answer()
+
+
+def silence(guard: Guard) -> None:
+    """Remove all pins; the kernel lets go of what they held in its own time."""
+    for pin in guard.home.glob(f"{PIN}*"):
+        pin.unlink()
+
+
+def forget_rows(guard: Guard) -> None:
+    """Remove what is known of requests."""
+    for key in list(guard.map("requests").keys()):
+        guard.map("requests").delete(key)
+
+
+def php(world: World, cwd: Path, *argv: str) -> None:
+    """Run PHP's command line in the guarded cgroup."""
+    subprocess.run(
+        ["php", *argv],
+        cwd=cwd,
+        preexec_fn=lambda: join_cgroup(world.guarded),
+        stdout=subprocess.DEVNULL,
+        check=True,
+    )

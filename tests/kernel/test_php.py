@@ -22,9 +22,18 @@ from guard.message import message
 from guard.origin import Naming
 from guard.requests import Requests, attached
 from guard.usdt import probes
-from tests.kernel.phphost import Asking, apache, ask, fpm, fpm_program
+from tests.kernel.phphost import (
+    Asking,
+    apache,
+    ask,
+    forget_rows,
+    fpm,
+    fpm_program,
+    php,
+    silence,
+)
 from tests.kernel.world import Watch, World
-from tests.lab.lab import join_cgroup, wait_until
+from tests.lab.lab import wait_until
 
 pytestmark = pytest.mark.usefixtures("local_server")
 
@@ -72,17 +81,6 @@ def told(guard: Guard, request: pytest.FixtureRequest) -> Iterator[Requests]:
     forget_rows(guard)
 
 
-def silence(guard: Guard) -> None:
-    """Remove all pins; the kernel lets go of what they held in its own time."""
-    for pin in guard.home.glob(f"{requests.PIN}*"):
-        pin.unlink()
-
-
-def forget_rows(guard: Guard) -> None:
-    for key in list(guard.map("requests").keys()):
-        guard.map("requests").delete(key)
-
-
 @pytest.fixture
 def pools(world: World, programs: Path, tmp_path: Path) -> Iterator[Path]:
     """The folder of the sockets of php-fpm's pools."""
@@ -97,25 +95,9 @@ def found(watch: Watch) -> Finding:
     return one
 
 
-def php(world: World, cwd: Path, *argv: str) -> None:
-    subprocess.run(
-        ["php", *argv],
-        cwd=cwd,
-        preexec_fn=lambda: join_cgroup(world.guarded),
-        stdout=subprocess.DEVNULL,
-        check=True,
-    )
-
-
 def source_of_cli(world: World, watch: Watch, site: Path) -> str | None:
     """Tell from where the script of PHP's command line is known."""
     php(world, site.parent, "site/mail.php")
-    return found(watch).script_from
-
-
-def source_of_fpm(watch: Watch, site: Path, pools: Path) -> str | None:
-    """Likewise of php-fpm."""
-    ask(pools / "shop.sock", site / "mail.php", b"/mail.php")
     return found(watch).script_from
 
 
@@ -125,7 +107,8 @@ def is_fpm_silent(guard: Guard, watch: Watch, site: Path, pools: Path) -> bool:
     The kernel may let go of the probe at a request's end before that at its begin:
     what began between them has a row that nothing but this removes.
     """
-    source = source_of_fpm(watch, site, pools)
+    ask(pools / "shop.sock", site / "mail.php", b"/mail.php")
+    source = found(watch).script_from
     forget_rows(guard)
     return source == "cwd"
 

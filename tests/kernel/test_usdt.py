@@ -17,7 +17,7 @@ from guard.kernel import Guard
 from guard.origin import Naming
 from guard.requests import Requests
 from guard.usdt import Probe, probes
-from tests.kernel.test_php import silence
+from tests.kernel.phphost import silence
 from tests.kernel.world import Watch, World, compile_c
 from tests.lab.lab import join_cgroup
 
