@@ -8,6 +8,7 @@ import platform
 import random
 import struct
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
@@ -107,3 +108,21 @@ def test_arguments_on_the_stack_and_no_semaphore(
     assert (one.script, one.script_from) == ("/srv/stack.php", "request")
     assert (one.request_uri, one.request_method) == ("/stack", "PUT")
     silence(guard)
+
+
+def test_what_a_process_has_in_its_root_is_looked_at_before_it_is_opened(
+    guard: Guard, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A FIFO there would hold the thread up for ever, and every PHP behind it."""
+    fifo = tmp_path / "libphp.so"
+    os.mkfifo(fifo)
+    monkeypatch.setattr(requests, "_places", lambda: iter([fifo, PHP]))
+    made = Requests(guard)
+    looking = threading.Thread(target=made.look, daemon=True)
+    looking.start()
+    looking.join(60)
+    try:
+        assert not looking.is_alive()
+        assert len(requests.attached(guard.home)) == 1, made.trouble
+    finally:
+        silence(guard)
