@@ -219,7 +219,7 @@ def relayhost() -> tuple[SmartHost | None, str]:
 
 def kept_file() -> Path:
     """Give where guardd keeps the answers for a boot."""
-    folder = os.environ.get("STATE_DIRECTORY", _STATE)
+    folder = os.environ.get("STATE_DIRECTORY") or _STATE
     return Path(folder.partition(":")[0], _KEPT)
 
 
