@@ -71,11 +71,22 @@ class Requests:
         self._multi = True  # until this kernel says that it does not know it
         self._attached: set[str] = set()  # names of _File
         self._without: set[str] = set()  # have no probe
-        self.trouble = ""  # why requests are not told; "" when they are
+        self._trouble = ""
+        self._thread: threading.Thread | None = None
+
+    @property
+    def trouble(self) -> str:
+        """Why requests are not told; "" when they are."""
+        if self._thread and not self._thread.is_alive():
+            return "the thread that looks has ended by itself"
+        return self._trouble
 
     def follow(self) -> None:
         """Look now, and then again and again for as long as this process lives."""
-        threading.Thread(target=self._follow, name="requests", daemon=True).start()
+        self._thread = threading.Thread(
+            target=self._follow, name="requests", daemon=True
+        )
+        self._thread.start()
 
     def _follow(self) -> None:
         end = threading.Event()
@@ -107,7 +118,7 @@ class Requests:
             self._forget_dead()
         except (KernelError, OSError) as error:  # the guard is being taken out
             trouble = trouble or str(error)
-        self.trouble = trouble
+        self._trouble = trouble
 
     def _attach(self, file: _File) -> None:
         if file.name in self._attached or file.name in self._without:

@@ -20,7 +20,7 @@ from guard.requests import Requests
 from guard.usdt import Probe, probes
 from tests.kernel.test_php import silence
 from tests.kernel.world import Watch, World, compile_c
-from tests.lab.lab import join_cgroup
+from tests.lab.lab import join_cgroup, wait_until
 
 PHP = Path("/usr/bin/php")
 
@@ -126,3 +126,13 @@ def test_what_a_process_has_in_its_root_is_looked_at_before_it_is_opened(
         assert len(requests.attached(guard.home)) == 1, made.trouble
     finally:
         silence(guard)
+
+
+def test_a_thread_that_ends_is_told(
+    guard: Guard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Requests(guard)
+    assert not made.trouble, "nobody was to look yet"
+    monkeypatch.setattr(made, "_follow", lambda: None)
+    made.follow()
+    wait_until(lambda: "has ended" in made.trouble, "what it says of its end")
