@@ -394,15 +394,6 @@ class Object:
             f"cannot size {name}",
         )
 
-    def set_attach_type(self, name: str, attach_type: int) -> None:
-        """Say before load() how a program is going to be attached."""
-        _check(
-            _lib.bpf_program__set_expected_attach_type(
-                self._program(name), attach_type
-            ),
-            f"cannot set the attach type of {name}",
-        )
-
     def load(self) -> None:
         """Make the maps, fit the programs to this kernel and load them."""
         _check(_lib.bpf_object__load(self._pointer), f"cannot load {self.path}")

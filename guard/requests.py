@@ -172,7 +172,7 @@ class Requests:
                         made.set_pin_path(name, self._guard.home / pin)
                 if self._multi:
                     for name in _PROGRAMS.values():
-                        made.set_attach_type(name, usdt.UPROBE_MULTI)
+                        made.expect(name, libbpf.TRACE_UPROBE_MULTI)
                 made.load()
             except KernelError:
                 made.close()

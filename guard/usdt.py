@@ -29,7 +29,6 @@ _PERF_EVENT_OPEN = {"x86_64": 298, "aarch64": 241}  # asm/unistd.h
 _CLOEXEC = 8  # PERF_FLAG_FD_CLOEXEC
 _BPF = {"x86_64": 321, "aarch64": 280}
 _LINK_CREATE = 28  # enum bpf_cmd, include/uapi/linux/bpf.h
-UPROBE_MULTI = 48  # enum bpf_attach_type
 _SEMAPHORE_SHIFT = 32  # ref_ctr_offset in attr.config, format/ref_ctr_offset there
 _MOST = 1 << 20  # bytes of notes and headers that are read
 _NT_STAPSDT = 3
@@ -201,7 +200,7 @@ class _MultiLink(c.Structure):
 
 
 def attach_multi(program: int, path: Path, probe: Probe) -> int:
-    """As attach(), for a program that was loaded with UPROBE_MULTI: Linux 6.6.
+    """As attach(), for a program that was loaded for uprobe_multi: Linux 6.6.
 
     CAP_BPF and CAP_PERFMON are enough everywhere. Where the kernel does not know
     it the error is EINVAL.
@@ -211,7 +210,7 @@ def attach_multi(program: int, path: Path, probe: Probe) -> int:
     )
     wanted = _MultiLink(
         program=program,
-        attach_type=UPROBE_MULTI,
+        attach_type=libbpf.TRACE_UPROBE_MULTI,
         path=os.fsencode(path),
         offsets=c.addressof(offset),
         semaphores=c.addressof(semaphore) if probe.semaphore else None,
