@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Records that libbpf and the kernel fill, as far as libbpf.py uses them."""
+"""Records that libbpf and the kernel fill, as far as we use them."""
 
 from __future__ import annotations
 
@@ -97,7 +97,10 @@ class TestRun(c.Structure):
 
 
 class UprobeMulti(c.Structure):
-    """union bpf_attr of BPF_LINK_CREATE for BPF_TRACE_UPROBE_MULTI."""
+    """union bpf_attr of BPF_LINK_CREATE for BPF_TRACE_UPROBE_MULTI.
+
+    include/uapi/linux/bpf.h; the three arrays are of 64-bit numbers, cnt of each.
+    """
 
     _fields_ = [
         ("prog_fd", c.c_uint32),
@@ -110,8 +113,26 @@ class UprobeMulti(c.Structure):
         ("cookies", c.c_uint64),
         ("cnt", c.c_uint32),
         ("flags", c.c_uint32),
-        ("pid", c.c_uint32),
+        ("pid", c.c_uint32),  # 0: every process
         ("pad", c.c_uint32),
+    ]
+
+
+class PerfEventAttr(c.Structure):
+    """struct perf_event_attr as far as PERF_ATTR_SIZE_VER1, linux/perf_event.h."""
+
+    _fields_ = [
+        ("type", c.c_uint32),
+        ("size", c.c_uint32),
+        ("config", c.c_uint64),
+        ("sample_period", c.c_uint64),
+        ("sample_type", c.c_uint64),
+        ("read_format", c.c_uint64),
+        ("flags", c.c_uint64),
+        ("wakeup_events", c.c_uint32),
+        ("bp_type", c.c_uint32),
+        ("config1", c.c_uint64),  # of a uprobe: address of the path
+        ("config2", c.c_uint64),  # of a uprobe: offset in the file
     ]
 
 

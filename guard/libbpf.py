@@ -11,11 +11,11 @@ from __future__ import annotations
 import ctypes as c
 import errno
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from guard.bpfstructs import LinkCreate, TestRun, UprobeMulti
+from guard.bpfstructs import LinkCreate, TestRun
 from guard.bpfstructs import LinkInfo as LinkInfo
 from guard.bpfstructs import MapInfo as MapInfo
 from guard.bpfstructs import ProgramInfo as ProgramInfo
@@ -25,8 +25,6 @@ BTF_KIND_STRUCT = 4  # include/uapi/linux/btf.h
 BPF_ANY = 0
 BPF_NOEXIST = 1
 _TRACE_ITER, _PERF_EVENT = 28, 41  # enum bpf_attach_type, include/uapi/linux/bpf.h
-TRACE_UPROBE_MULTI = 48
-_LINK_CREATE = 28  # enum bpf_cmd
 
 _NO_BPF = (
     "run as root (or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON); "
@@ -72,8 +70,7 @@ _RETURNS: dict[str, Any] = {
 # error's hint instead of on the terminal.
 _said: list[str] = []
 _PRINT_TYPE = c.CFUNCTYPE(c.c_int, c.c_int, c.c_char_p, c.c_void_p)
-_libc = c.CDLL(None, use_errno=True)
-_vsnprintf = _libc.vsnprintf
+_vsnprintf = c.CDLL(None).vsnprintf
 
 
 def _remember(level: int, form: bytes, arguments: int) -> int:
@@ -320,28 +317,6 @@ def detach(link: int) -> None:
     Removing its pin ends it, too, but some time later.
     """
     _check(_lib.bpf_link_detach(link), "cannot detach a program")
-
-
-def follow(program: int, path: Path, offsets: Sequence[int]) -> int:
-    """Run a program whenever some functions of a file are called, in any process.
-
-    offsets (bytes) are where they begin in the file. The program was loaded for
-    TRACE_UPROBE_MULTI, Linux 6.6. Gives the link's descriptor; the attachment ends
-    with it. libbpf 1.1 does not know this kind of link.
-    """
-    name = c.create_string_buffer(os.fsencode(path))
-    begin = (c.c_uint64 * len(offsets))(*offsets)
-    asked = UprobeMulti(
-        prog_fd=program,
-        attach_type=TRACE_UPROBE_MULTI,
-        path=c.addressof(name),
-        offsets=c.addressof(begin),
-        cnt=len(offsets),
-    )
-    number = 321 if os.uname().machine == "x86_64" else 280  # asm/unistd.h
-    link = _libc.syscall(number, _LINK_CREATE, c.byref(asked), c.sizeof(asked))
-    error = c.get_errno() if link < 0 else 0
-    return _check(-error or link, f"cannot follow functions of {path}")
 
 
 class Object:

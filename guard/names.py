@@ -205,9 +205,14 @@ class Names:
 
     def round(self) -> float | None:
         """Look it up once; gives in how many seconds to do so again, None: end."""
-        host = self._wanted()
-        if host is None:
+        try:
+            host = smart_host_of(self._asked.read_text()[:300].strip(), "asked")
+        except FileNotFoundError:
             return None
+        except (OSError, ValueError) as error:
+            # not an end: smtp-guard-names.path would start this again at once
+            _say(f"{self._asked} cannot be read: {error}")
+            return _LATEST
         if host != self._host:
             self._host = host
             known = read_known(host).addresses  # of a run before this one
@@ -218,15 +223,6 @@ class Names:
         again = self._held.take(answer, now)
         self._leave(host, answer)
         return again
-
-    def _wanted(self) -> SmartHost | None:
-        try:
-            return smart_host_of(self._asked.read_text()[:300].strip(), "asked")
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError) as error:
-            _say(f"{self._asked} cannot be read: {error}")
-            return None
 
     def _leave(self, host: SmartHost, answer: Answer) -> None:
         addresses = sorted(self._held.until, key=by_family)

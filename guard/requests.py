@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from guard import libbpf, usdt
+from guard import libbpf, uprobes, usdt
 from guard.errors import KernelError
 from guard.kernel import Guard
 from guard.pins import pin_anew
@@ -142,25 +142,26 @@ class Requests:
 
     def _attach_one(self, file: _File, path: Path, probe: usdt.Probe) -> None:
         name = _PROGRAMS[probe.name]
-        link = self._link(name, path, probe)
+        link = self._link(name, path, probe.place())
         try:
             pin = f"{PIN}{file.name}-{probe.offset:x}-{name}"
             pin_anew(link, self._guard.home / pin)
         finally:
             os.close(link)
 
-    def _link(self, name: str, path: Path, probe: usdt.Probe) -> int:
+    def _link(self, name: str, path: Path, place: uprobes.Place) -> int:
         """By the way that needs no more than guardd has; else by the older one."""
         if self._multi:
             try:
-                return usdt.attach_multi(self._programs().program(name), path, probe)
+                program = self._programs().program(name)
+                return uprobes.attach_multi(program, path, [place])
             except KernelError as error:
                 if error.errno != errno.EINVAL:
                     raise
                 self._multi = False
                 self._programs().close()
                 self._object = None
-        return usdt.attach(self._programs().program(name), path, probe)
+        return uprobes.attach_perf(self._programs().program(name), path, place)
 
     def _programs(self) -> libbpf.Object:
         """Load them, once, with the guard's own maps."""
@@ -172,7 +173,7 @@ class Requests:
                         made.set_pin_path(name, self._guard.home / pin)
                 if self._multi:
                     for name in _PROGRAMS.values():
-                        made.expect(name, libbpf.TRACE_UPROBE_MULTI)
+                        made.expect(name, uprobes.MULTI)
                 made.load()
             except KernelError:
                 made.close()

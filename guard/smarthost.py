@@ -123,7 +123,7 @@ class Follower:
 
     def _keep(self) -> None:
         """Keep the addresses for a boot, where the units name a folder for that."""
-        if not (os.environ.get("STATE_DIRECTORY") and self._host and self._known):
+        if not os.environ.get("STATE_DIRECTORY") or not (self._host and self._known):
             return
         addresses = list(map(str, self._known.addresses))
         text = json.dumps({"name": str(self._host), "addresses": addresses})

@@ -22,6 +22,7 @@ from guard.backstop.owner import Term
 from guard.errors import BackstopError
 from guard.policy import Network
 
+DROP_IN = "/usr/share/smtp-guard/examples/smtp-guard-iptables.conf"
 _SECONDS = 20  # that the other process may take, waiting for others included
 _MULTIPORT = 15  # XT_MULTI_PORTS, include/uapi/linux/netfilter/xt_multiport.h
 _SYN = ["tcp", {"tcp-flags": ["SYN,ACK,RST", "SYN"]}]
@@ -95,7 +96,7 @@ class Iptables:
             raise BackstopError(
                 f"iptables: {answer['error']}",
                 hint="has this kernel legacy iptables? iptables-legacy -L tells; "
-                "the units take smtp-guard-iptables.conf for it",
+                f"the units need {DROP_IN} for it: smtp-guard.toml(5), kind",
             )
         return str(answer["state"])
 

@@ -4,7 +4,7 @@
 Read delegation.py (how Postfix asks), listener.py (where), limits.py (how much an
 origin has sent), admission.py (may it send this?), origintoken.py (a header that leads
 back), policy_service.py (who sent this message, and the answer), losses.py (what was
-not told), elf.py (where a function is), handin.py (who called sendmail(1)), handins.py
-(how that is learnt), maillog.py (what its log says of a message), then senders.py (a
-message's senders, out of the journal and that log).
+not told), handin.py (who called sendmail(1)), handins.py (how that is learnt),
+maillog.py (what its log says of a message), then senders.py (a message's senders, out
+of the journal and that log).
 """

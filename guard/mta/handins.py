@@ -20,10 +20,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from guard import libbpf
+from guard import libbpf, uprobes
+from guard.elf import exported
 from guard.errors import KernelError, TornEvent
 from guard.finding import Kind, Notice
-from guard.mta.elf import exported
 from guard.mta.handin import Joiner, read_sample
 from guard.mta.listener import MAIL_OWNER
 from guard.origin import Naming
@@ -146,9 +146,9 @@ class Handins(threading.Thread):
             if self._object is None:
                 self._load(probe=True)
             assert self._object
-            begin = [exported(path, function) for function in _FUNCTIONS]
+            begin = [uprobes.Place(exported(path, name)) for name in _FUNCTIONS]
             program = self._object.program("handin_file")
-            link = libbpf.follow(program, path, begin)
+            link = uprobes.attach_multi(program, path, begin)
         except KernelError as first:
             self._close()
             try:
@@ -168,7 +168,7 @@ class Handins(threading.Thread):
         try:
             made.leave_out("handin_rename" if probe else "handin_file")
             if probe:
-                made.expect("handin_file", libbpf.TRACE_UPROBE_MULTI)
+                made.expect("handin_file", uprobes.MULTI)
             made.load()
             state = libbpf.Map(os.dup(made.map_fd(".data.handin")))
             owner = pwd.getpwnam(MAIL_OWNER).pw_uid

@@ -240,7 +240,7 @@ def _asked() -> tuple[SmartHost | None, str]:
 
 def kept_file() -> Path:
     """Give where guardd keeps the answers for a boot."""
-    folder = os.environ.get("STATE_DIRECTORY") or _STATE
+    folder = os.environ.get("STATE_DIRECTORY") or _STATE  # set and empty: by no unit
     return Path(folder.partition(":")[0], _KEPT)
 
 

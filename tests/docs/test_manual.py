@@ -13,6 +13,7 @@ import click
 import pytest
 
 from guard import abi, errors
+from guard.cli import srs
 from guard.cli.output import row
 from guard.finding import Kind
 from guard.journal import MESSAGE_IDS, lines
@@ -35,7 +36,7 @@ NEVER: dict[str, set[type[errors.GuardError]]] = {
     "smtp-guard.7": {errors.TornEvent, errors.BadRequest},
 }
 OTHERS = {
-    "guardctl.1": {0, 1, 2, errors.EX_IOERR, 130, 141},
+    "guardctl.1": {0, 1, 2, srs.BAD, srs.EXPIRED, errors.EX_IOERR, 130, 141},
     "guardd.8": {0, 2},
     "smtp-guard.7": {1, errors.EX_IOERR},
 }
@@ -118,6 +119,19 @@ def test_every_exit_status_is_explained_and_no_other(name: str) -> None:
     used.discard(errors.GuardError.exit_status)  # of none but its subclasses
     explained = [int(item.tag) for item in read(name)["EXIT STATUS"].items()]
     assert explained == sorted(used | OTHERS[name])
+
+
+def test_every_exit_status_that_help_names_is_explained() -> None:
+    """And each verb whose status 1 is no error stands there by its name."""
+    items = {int(i.tag): i for i in read("guardctl.1")["EXIT STATUS"].items()}
+    told = " ".join(items[1].lines)
+    by_words = {"mail spf": "SPF record", "srs decode": "no SRS", "srs check": "no SRS"}
+    for verb, command in verbs():
+        text = f"{command.help or ''}\n{command.epilog or ''}"
+        for said in re.findall(r"[Ee]xit status.*?(?:\.\n|\.$|\n\n)", text, re.DOTALL):
+            numbers = set(map(int, re.findall(r"(?<![-\w])\d+(?![-\w])", said)))
+            assert numbers <= items.keys(), verb
+            assert 1 not in numbers or by_words.get(verb, verb) in told, verb
 
 
 def test_every_kind_of_finding_is_explained_and_no_other() -> None:

@@ -28,6 +28,8 @@ STAGES = [
     "policy",
     "bpfstructs",
     "libbpf",
+    "elf",
+    "uprobes",
     "usdt",
     "pins",
     "ringbuf",

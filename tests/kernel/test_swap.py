@@ -13,12 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from guard import kernel, libbpf
+from guard import abi, kernel, libbpf
 from guard.abi import Counter
 from guard.errors import KernelError, NotLoaded
+from guard.force import Start, bring_up
 from guard.kernel import HOOKS, Guard
+from guard.preexisting import survey
 from tests.kernel.routes import plain
-from tests.kernel.world import ALLOW_MX, MX4, SMTP, Child, Watch, World
+from tests.kernel.world import ALLOW_MX, MX4, MX6, SMTP, Child, Watch, World
 from tests.lab.lab import wait_until
 
 Place = tuple[Path, Path]  # pins and cgroup
@@ -77,6 +79,87 @@ def test_a_swap_leaks_nothing(world: World, watch: Watch) -> None:
     assert watch.moved(Counter.JUDGED) == tried  # the maps were kept
     assert watch.moved(Counter.DENIED) == tried
     assert world.control(partial(plain, MX4)).errno == 0
+
+
+def until_told(stop: mmap.mmap) -> dict[tuple[str, int], int]:
+    """Connect to MX4, and more often to MX6, until told to stop: how each ended."""
+    ends: dict[tuple[str, int], int] = {}
+    while not stop[0]:
+        for family, address in ((socket.AF_INET, MX4), *9 * [(socket.AF_INET6, MX6)]):
+            with socket.socket(family) as client:
+                end = address, client.connect_ex((address, SMTP))
+                ends[end] = ends.get(end, 0) + 1
+    return ends
+
+
+def test_another_contract_version_is_replaced_with_nothing_between(
+    world: World, place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An upgrade, and a downgrade, over a change of GUARD_ABI.
+
+    A stand-in: the guard of the other version is this one by another number, so what
+    differs is where its maps are pinned, and that nothing of it can be adopted.
+    """
+    pins, cgroup = place
+    file = tmp_path / "policy.toml"
+    rule = f'[[rule]]\nname = "lawful"\nto = ["{MX4}"]\nverdict = "allow"\n'
+    file.write_text(f'mode = "enforce"\n{rule}[backstop]\nkind = "off"\n')
+    stop = mmap.mmap(-1, 1)
+
+    def judges(guard: Guard) -> bool:
+        return guard.counters()[Counter.DENIED] > 0
+
+    with world.serve(world.mx, MX6):
+        guard = bring_up(pins, cgroup, file).guard
+        child = Child(partial(until_told, stop), cgroup)
+        try:
+            for version in 5 * (abi.ABI + 1, abi.ABI):
+                wait_until(partial(judges, guard), "a connect that was judged", 30)
+                monkeypatch.setattr(abi, "ABI", version)
+                with pytest.raises(NotLoaded):
+                    Guard(pins)
+                start = bring_up(pins, cgroup, file)
+                guard = start.guard
+                assert not start.adopted and not guard.missing_hooks()
+                assert [folder.name for folder in pins.glob("v*")] == [f"v{version}"]
+                assert guard.abandoned, "what was not read is not passed over"
+            wait_until(partial(judges, guard), "a connect that was judged", 30)
+        finally:
+            stop[0] = 1
+            ends = child.finish().value
+    assert ends.keys() == {(MX4, 0), (MX6, errno.EPERM)}, ends
+
+
+def test_what_is_open_over_another_contract_version_is_told_as_pre_existing(
+    world: World, place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pins, cgroup = place
+    file = tmp_path / "policy.toml"
+    file.write_text(f'mode = "enforce"\n{ALLOW_MX}[backstop]\nkind = "off"\n')
+
+    def act() -> None:
+        with socket.create_connection((MX4, SMTP + 440)) as client:
+            client.recv(2)
+
+    def unseen(start: Start) -> list[str]:
+        assert start.policy
+        with world.inside(world.host):
+            return [older.finding.dst[0] for older in survey(start.guard, start.policy)]
+
+    with world.listen(world.mx, MX4, SMTP + 440) as server:
+        start = bring_up(pins, cgroup, file)
+        child = Child(act, cgroup)
+        connection, _ = server.accept()
+        assert unseen(start) == [], "the control: this one saw its connect()"
+        monkeypatch.setattr(abi, "ABI", abi.ABI + 1)
+        try:
+            start = bring_up(pins, cgroup, file)
+            assert unseen(start) == [MX4]
+            connection.close()
+            child.finish()
+            assert start.guard.counters()[Counter.CLOSED] == 0, "no record, no end"
+        finally:
+            start.guard.unload()
 
 
 def test_a_connection_lives_through_a_swap(world: World, watch: Watch) -> None:

@@ -16,10 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guard import abi
+from guard.elf import exported
 from guard.errors import JournalError, KernelError, TornEvent
 from guard.finding import Kind, Notice
 from guard.mta import handin
-from guard.mta.elf import exported
 from guard.mta.handin import (
     Caller,
     Dropped,

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from guard import __version__
+from guard.backstop.iptables import DROP_IN
 from tests.packages.conftest import CHECKOUT
 
 ANY = (
@@ -41,6 +42,13 @@ def tree(deb: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def contents(tree: Path) -> set[str]:
     return {f"/{p.relative_to(tree)}" for p in tree.rglob("*") if not p.is_dir()}
+
+
+def pages() -> set[str]:
+    """Name what README, programs and policies send a reader to: docs/*.md, and more."""
+    return {path.name for path in CHECKOUT.glob("docs/*.md")} | {
+        *("README.md", "SECURITY.md", "CHANGELOG.md")
+    }
 
 
 def lintian_errors(deb: Path) -> list[str]:
@@ -83,7 +91,13 @@ def test_everything_of_the_checkout_is_in_it(tree: Path) -> None:
     for kind in ("service", "path"):
         units = CHECKOUT.glob(f"units/*.{kind}")
         wanted |= {f"/lib/systemd/system/{path.name}" for path in units}
-    assert not wanted - inside
+    wanted |= {f"/usr/share/doc/smtp-guard/{name}" for name in pages()}
+    assert not wanted - {path.removesuffix(".gz") for path in inside}
+
+
+def test_the_drop_in_is_where_errors_and_the_page_say(tree: Path) -> None:
+    assert DROP_IN in contents(tree)
+    assert f".Pa {DROP_IN}\n" in (CHECKOUT / "docs/man/smtp-guard.toml.5").read_text()
 
 
 def test_nothing_else_is_in_it(tree: Path) -> None:

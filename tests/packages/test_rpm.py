@@ -34,6 +34,8 @@ def test_it_has_the_modules_objects_and_programs(rpm: Path) -> None:
     }
     wanted |= {"/usr/bin/guardctl", "/usr/sbin/guardd"}
     assert not wanted - inside
+    shown = {path.rpartition("/")[2] for path in inside if "/share/doc/" in path}
+    assert not {path.name for path in CHECKOUT.glob("docs/*.md")} - shown
 
 
 def test_an_upgrade_does_not_open_the_host(rpm: Path) -> None:

@@ -108,6 +108,19 @@ def test_what_was_kept_holds_at_a_boot_and_no_longer(places: Path) -> None:
     assert (places / "state/smart-host.json").stat().st_mode & 0o777 == 0o600
 
 
+def test_by_hand_nothing_is_kept(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A variable that is set to nothing names no folder: least of all this one."""
+    monkeypatch.chdir(places)
+    monkeypatch.setenv("STATE_DIRECTORY", "")
+    answer(places, ONE)
+    Follower().put(policy())
+    assert not (places / "smart-host.json").exists()
+    assert smarthost.kept_file() == Path("/var/lib/smtp-guard/smart-host.json")
+    monkeypatch.setenv("STATE_DIRECTORY", str(places))
+    Follower().put(policy())
+    assert (places / "smart-host.json").exists(), "the control"
+
+
 def test_it_is_told_once_and_not_all_the_time(places: Path) -> None:
     follower = Follower()
     answer(places, ONE)

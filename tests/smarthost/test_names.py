@@ -7,10 +7,11 @@ import ipaddress
 import itertools
 import json
 import sys
+from pathlib import Path
 
 import pytest
 
-from guard.names import Answer, Held
+from guard.names import Answer, Held, Names
 from guard.policy.smarthost import MAX_ADDRESSES, MAX_HELD, smart_host_of
 from tests.lab import Lab
 from tests.lab.dns import NameServer
@@ -142,6 +143,20 @@ def test_what_cannot_be_asked_for_stays() -> None:
     assert set(held.until) == {TWO, SIX}
     held.take(Answer({TWO: 1.0}), 6000.0)
     assert set(held.until) == {TWO}
+
+
+@pytest.mark.parametrize("wrong", [b"no next hop\n", b"", b"\xff\n"])
+def test_what_is_asked_for_makes_no_sense(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], wrong: bytes
+) -> None:
+    """It waits for another: the path unit would start it again, and again."""
+    asked, answers = tmp_path / "smart-host", tmp_path / "smart-host.json"
+    names = Names(asked, answers)
+    assert names.round() is None, "nothing is asked for, which is its end"
+    asked.write_bytes(wrong)
+    assert names.round() == 10
+    assert str(asked) in capsys.readouterr().err
+    assert not answers.exists()
 
 
 def test_a_name_that_changes_all_the_time_is_bounded() -> None:
