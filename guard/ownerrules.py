@@ -21,7 +21,7 @@ from typing import Any
 from guard import __version__, lastpolicy
 from guard.backstop.keeper import Keeper, compare
 from guard.backstop.lock import Design
-from guard.backstop.owner import untold
+from guard.backstop.owner import lost
 from guard.checks import Check, State, good
 from guard.errors import AlreadyRunning, BackstopError, GuardError, NoPrograms
 from guard.finding import Kind, Notice
@@ -196,7 +196,7 @@ class OwnerRules:
             "backstop": self.keeper.record(),
             "refused": str(self.refusal) if self.refusal else None,
             "weaker": [
-                {"rule": rule.label, "what": what} for rule, what in untold(self.policy)
+                {"rule": name, "what": what} for name, what in lost(self.policy)
             ],
             "smart_host": smart_host_json(self.policy),
             **served,
@@ -216,7 +216,7 @@ class OwnerRules:
 
     def _weaker(self) -> Notice:
         """Make the finding of what the policy says and netfilter cannot compare."""
-        parts = [f"{rule.label} {what}" for rule, what in untold(self.policy)]
+        parts = [f"{name} {what}" for name, what in lost(self.policy)]
         text = "; ".join(parts) or "nothing is lost by it"
         return Notice(
             Kind.LOADED,

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 
-from guard.abi import ANCESTORS, NAME_LEN, UNSET
+from guard.abi import ANCESTORS, ARGS_LEN, NAME_LEN, UNSET
 from guard.finding import Finding, Kind, Process
 from guard.origin import Naming, cgroup2_path, container_of, unit_of
 from guard.policy.evaluate import Caller, Executable, ExeId
@@ -71,6 +71,7 @@ def _look(process: psutil.Process) -> Seen:
     parents = process.parents()
     uids, gids = process.uids(), process.gids()
     cwd = os.readlink(f"/proc/{pid}/cwd")
+    args, args_cut = _args(pid)
     file = exe = None
     with contextlib.suppress(OSError):  # a kernel thread has none
         file = os.stat(f"/proc/{pid}/exe")
@@ -89,17 +90,30 @@ def _look(process: psutil.Process) -> Seen:
         exe=exe,
         file=file,
         executable=_executable(pid, file, exe) if file and exe else None,
-        args=tuple(process.cmdline()),
+        args=args,
         cwd=process.cwd() or "/",
         cgroup=cgroup2_path(Path(f"/proc/{pid}/cgroup").read_bytes()),
         netns=os.stat(f"/proc/{pid}/ns/net").st_ino,
         ancestors=tuple(_ancestor(parent) for parent in parents[:ANCESTORS]),
         incomplete=(
             *(("ancestors-cut",) if len(parents) > ANCESTORS else ()),
+            *(("args-cut",) if args_cut else ()),
             # not by stat(), which a file system of a user's could let hang
             *(("cwd-gone",) if cwd.endswith(_DELETED) else ()),
         ),
     )
+
+
+def _args(pid: int) -> tuple[tuple[str, ...], bool]:
+    """Give the arguments, and whether they are cut, where the kernel programs cut them.
+
+    By PR_SET_MM_MAP anybody may have gigabytes of them, which psutil would read.
+    """
+    with open(f"/proc/{pid}/cmdline", "rb") as file:
+        raw = file.read(ARGS_LEN + 1)
+    cut, raw = len(raw) > ARGS_LEN, raw[:ARGS_LEN]
+    texts = raw.removesuffix(b"\0").split(b"\0") if raw else []
+    return tuple(map(os.fsdecode, texts)), cut
 
 
 def _executable(pid: int, file: os.stat_result, exe: str) -> Executable:

@@ -14,11 +14,13 @@ import errno
 import glob
 import os
 import re
+import stat
 import threading
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from guard import libbpf, uprobes, usdt
 from guard.errors import KernelError
@@ -45,7 +47,8 @@ _PATHS = (
     *("/usr/local/lsws/lsphp*/bin/*php*", "/usr/local/php*/bin/php*"),
 )
 _RUN = frozenset(("php", "php-fpm", "php-cgi", "lsphp"))
-_HOLD = frozenset(("apache2", "httpd"))  # run it as a library
+_HOLD = frozenset(("apache", "httpd"))  # run it as a library; apache2 less its number
+_MOST_MAPS = 4 << 20  # bytes that are read of one; a program's own come first, or soon
 _LIBRARY = re.compile(rb"^\S+ r-xp (?:\S+ ){3} *(/\S*/libphp[\d.]*\.so)$", re.MULTILINE)
 
 
@@ -68,11 +71,22 @@ class Requests:
         self._multi = True  # until this kernel says that it does not know it
         self._attached: set[str] = set()  # names of _File
         self._without: set[str] = set()  # have no probe
-        self.trouble = ""  # why requests are not told; "" when they are
+        self._trouble = ""
+        self._thread: threading.Thread | None = None
+
+    @property
+    def trouble(self) -> str:
+        """Why requests are not told; "" when they are."""
+        if self._thread and not self._thread.is_alive():
+            return "the thread that looks has ended by itself"
+        return self._trouble
 
     def follow(self) -> None:
         """Look now, and then again and again for as long as this process lives."""
-        threading.Thread(target=self._follow, name="requests", daemon=True).start()
+        self._thread = threading.Thread(
+            target=self._follow, name="requests", daemon=True
+        )
+        self._thread.start()
 
     def _follow(self) -> None:
         end = threading.Event()
@@ -104,14 +118,13 @@ class Requests:
             self._forget_dead()
         except (KernelError, OSError) as error:  # the guard is being taken out
             trouble = trouble or str(error)
-        self.trouble = trouble
+        self._trouble = trouble
 
     def _attach(self, file: _File) -> None:
         if file.name in self._attached or file.name in self._without:
             return
-        with file.path.open("rb") as opened:
-            status = os.fstat(opened.fileno())
-            if file.name != _name(status) or not is_trusted(status):
+        with _opened(file.path) as opened:
+            if opened is None or file.name != _name(os.fstat(opened.fileno())):
                 return
             found = usdt.probes(opened, "php")
             wanted = [probe for probe in found if probe.name in _PROGRAMS]
@@ -189,6 +202,25 @@ class Requests:
                 table.delete(key)
 
 
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO | None]:
+    """Open a file that root alone can write; None: another. Raises OSError.
+
+    A process may have put anything at that path in its own root: it is looked at before
+    it is opened. To open a FIFO would last for ever, and a device may do something.
+    """
+    found = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        status = os.fstat(found)
+        if not stat.S_ISREG(status.st_mode) or not is_trusted(status):
+            yield None
+            return
+        with open(f"/proc/self/fd/{found}", "rb") as opened:
+            yield opened
+    finally:
+        os.close(found)
+
+
 def _reason(error: KernelError | OSError) -> str:
     hint = error.hint if isinstance(error, KernelError) else ""
     return f"{error} ({hint})" if hint else str(error)
@@ -248,6 +280,7 @@ def _places() -> Iterator[Path]:
             if program in _RUN:
                 yield Path(exe)
             elif program in _HOLD:
-                maps = Path(entry.path, "maps").read_bytes()
+                with open(f"{entry.path}/maps", "rb") as file:
+                    maps = file.read(_MOST_MAPS)
                 for found in set(_LIBRARY.findall(maps)):
                     yield Path(f"{entry.path}/root{os.fsdecode(found)}")

@@ -113,8 +113,9 @@ _ALIASES = {"pypy": "python", "nodejs": "node"} | dict.fromkeys(
 )
 # python3.11, php8.2, php-fpm8.2, perl5.36-x86_64-linux-gnu, ksh93
 _PROGRAM = re.compile(r"([a-z]+(?:-[a-z]+)?)(?:-?\d.*)?", re.ASCII | re.DOTALL)
-# Go into the folder of the script for the time of a request, as php-fpm(8) does.
-_PER_REQUEST = frozenset(("php-fpm", "php-cgi", "lsphp", "apache2", "httpd"))
+# Go into the folder of the script for the time of a request, as php-fpm(8) does; as
+# program_of() has them: apache is apache2.
+_PER_REQUEST = frozenset(("php-fpm", "php-cgi", "lsphp", "apache", "httpd"))
 _TITLE = "php-fpm: pool "  # fpm_children.c
 # php8.2-fpm@shop.service, php-fpm-shop.service: a pool with a unit of its own
 _POOL_UNIT = re.compile(r"php[\d.]*-fpm[\d.]*[@-](.+)\.service", re.ASCII | re.DOTALL)

@@ -64,6 +64,17 @@ def untold(policy: Policy) -> Iterator[tuple[Rule, str]]:
             yield rule, "denies: without the kernel programs nothing is redirected"
 
 
+def lost(policy: Policy) -> list[tuple[str, str]]:
+    """Give all that this design lacks: what of the policy, and what becomes of it."""
+    found = [(rule.label, what) for rule, what in untold(policy)]
+    if policy.mta.socket:
+        what = (
+            "is not answered: Postfix does its default_action, and nobody must log in"
+        )
+        found.append(("[mta]", f"{what} or is limited"))
+    return found
+
+
 def _expressible(rule: Rule) -> bool:
     if rule.exes is None:
         return True

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from guard.abi import MAX_ROWS, Mode
-from guard.backstop.owner import untold
+from guard.backstop.owner import lost
 from guard.cli.policy_apply import apply
 from guard.cli.policy_init import init
 from guard.errors import PolicyError
@@ -84,10 +84,10 @@ def check(pin_dir: Path, file: Path | None, as_json: bool) -> None:
         f"  {_count(rules, 'rule')} in {_count(files, 'file')},"
         f" {_rows(policy)} of {MAX_ROWS} rows, {warnings}"
     )
-    if weaker := list(untold(policy)):
+    if weaker := lost(policy):
         click.echo("  without kernel programs (guardd --design owner):")
-        for rule, what in weaker:
-            click.echo(f"    {printable(rule.label)}: {what}")
+        for name, what in weaker:
+            click.echo(f"    {printable(name)}: {what}")
 
 
 def _count(number: int, noun: str) -> str:
@@ -106,9 +106,7 @@ def _print_check(
         "ok": policy is not None,
         "rules": len(policy.rules) if policy else None,
         "rows": _rows(policy) if policy else None,
-        "owner_design": [
-            {"rule": rule.label, "what": what} for rule, what in untold(policy)
-        ]
+        "owner_design": [{"rule": name, "what": what} for name, what in lost(policy)]
         if policy
         else None,
         "problems": [p.as_json() for p in problems if isinstance(p, Problem)],

@@ -199,16 +199,17 @@ def _attribution(host: _Host) -> Check:
     lacking = [s for s in host.smtpds if "smtp-guard/policy" not in host.of(s, name)[0]]
     if not lacking:
         return good("guardd", "Postfix tells guardd of every message")
+    text, own = host.of(lacking[0], name)
+    asks = (
+        "check_policy_service { unix:smtp-guard/policy, default_action=DUNNO,"
+        " timeout=2s, try_limit=1 }"
+    )
     return Check(
         "guardd",
         State.WARN,
         f"guardd is not told of messages ({', '.join(lacking)}): they are joined to"
         " processes by port and time alone",
-        host.edit(
-            name,
-            "check_policy_service { unix:smtp-guard/policy, default_action=DUNNO,"
-            " timeout=2s, try_limit=1 }",
-        ),
+        host.edit(name, f"{text}, {asks}" if text else asks, lacking[0] if own else ""),
     )
 
 

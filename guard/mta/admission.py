@@ -38,9 +38,9 @@ _ACTIONS = {
 }
 # Before MAIL a client may still log in; ETRN and VRFY send nothing.
 _AFTER_LOGIN = ("MAIL", "RCPT", DATA, END_OF_MESSAGE)
-# A working directory that is cut, or of a mount namespace that the process made
-# itself, is no folder of this host's.
-_DOUBTS = Flag.CWD_CUT | Flag.FOREIGN_MOUNTS
+# A working directory that is cut, or of a mount namespace that a user may have made, is
+# no folder of this host's: in a user namespace anybody mounts what he likes anywhere.
+_DOUBTS = Flag.CWD_CUT | Flag.FOREIGN_MOUNTS | Flag.FOREIGN_USERNS
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,8 @@ from guard.errors import BadRequest
 MOST_BYTES = 32 * 1024
 END_OF_MESSAGE = "END-OF-MESSAGE"
 DATA = "DATA"
-_LONGEST = 128  # of an instance: process, time and number
+_INSTANCE = re.compile(r"[!-~]{0,128}")  # process, time and number
+_DIGITS = 15
 _NAMES = re.compile(r"[a-z0-9_\n]+")
 _QUEUE_ID = re.compile(r"[0-9A-Za-z]{0,64}")  # postconf(5), enable_long_queue_ids
 
@@ -67,6 +68,9 @@ def parse_request(raw: bytes) -> Request:
     queue_id = given.get("queue_id", "")
     if not _QUEUE_ID.fullmatch(queue_id):
         raise BadRequest(f"{queue_id[:80]!a} is no queue id")
+    instance = given.get("instance", "")
+    if not _INSTANCE.fullmatch(instance):
+        raise BadRequest(f"{instance[:80]!a} is no instance")
     return Request(
         state=given.get("protocol_state", ""),
         protocol=given.get("protocol_name", ""),
@@ -75,7 +79,7 @@ def parse_request(raw: bytes) -> Request:
         sender=given.get("sender", ""),
         recipients=_number(given, "recipient_count"),
         size=_number(given, "size"),
-        instance=given.get("instance", "")[:_LONGEST],
+        instance=instance,
         sasl_user=given.get("sasl_username", ""),
         sasl_method=given.get("sasl_method", ""),
         address=_host(given.get("client_address", "")),
@@ -107,7 +111,8 @@ def _attributes(raw: bytes) -> dict[str, str]:
 
 def _number(given: Mapping[str, str], name: str) -> int:
     value = given.get(name) or "0"
-    if not (value.isascii() and value.isdigit() and len(value) < 20):
+    # what limits.py adds up is to stay below 2^63
+    if not (value.isascii() and value.isdigit() and len(value) <= _DIGITS):
         raise BadRequest(f"{name} is {value[:40]!a}, no number")
     return int(value)
 

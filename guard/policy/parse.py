@@ -24,7 +24,7 @@ from guard.errors import PolicyError
 from guard.policy.check import check_rules, check_size
 from guard.policy.fields import Table
 from guard.policy.files import doubt, is_missing, links_on_the_way, walk
-from guard.policy.model import Policy, Rule, excerpt
+from guard.policy.model import Policy, Rule, SmartHost, excerpt
 from guard.policy.settings import VERDICTS, settings
 from guard.policy.smarthost import KEY, Smart, means_smart_host
 from guard.policy.source import (
@@ -87,14 +87,20 @@ def refresh(policy: Policy) -> Policy:
     read, so that a file being edited has no effect before it is loaded. Raises
     PolicyError as `load` does.
     """
-    return replace(rebuild(policy.texts), files=policy.files)
+    made = rebuild(policy.texts, before=policy.smart_host)
+    return replace(made, files=policy.files)
 
 
-def rebuild(texts: tuple[tuple[str, str], ...], *, lenient: bool = False) -> Policy:
+def rebuild(
+    texts: tuple[tuple[str, str], ...],
+    *,
+    lenient: bool = False,
+    before: SmartHost | None = None,
+) -> Policy:
     """Make a policy anew of the texts of one that was good, Policy.texts.
 
     lenient: a rule whose account is gone matches nobody, as if it were optional.
-    Raises PolicyError as `load` does.
+    before: Postfix's smart host, if it cannot be asked now. Raises PolicyError.
     """
     problems = Problems()
     first = texts[0][0]
@@ -107,7 +113,7 @@ def rebuild(texts: tuple[tuple[str, str], ...], *, lenient: bool = False) -> Pol
         if lenient:
             for source in known:
                 _make_optional(source.data)
-        return _build(first, known, problems)
+        return _build(first, known, problems, before)
 
 
 def _make_optional(data: dict[str, Any]) -> None:
@@ -124,9 +130,14 @@ def _refused(name: str, problems: Problems) -> Iterator[None]:
         raise _refusal(name, problems) from None
 
 
-def _build(name: str, sources: list[Source], problems: Problems) -> Policy:
+def _build(
+    name: str,
+    sources: list[Source],
+    problems: Problems,
+    before: SmartHost | None = None,
+) -> Policy:
     main = sources[0] if sources else None
-    smart = Smart(Table(main, problems, main.data)) if main else None
+    smart = Smart(Table(main, problems, main.data), before) if main else None
     parsed = [_rules(source, problems, smart) for source in sources if smart]
     rules = _numbered(
         [rule for outbound, _ in parsed for rule in outbound]

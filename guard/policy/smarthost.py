@@ -18,6 +18,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from guard.errors import MtaError
 from guard.policy.fields import Table
 from guard.policy.model import Address, Known, Network, SmartHost, excerpt
 from guard.text import printable
@@ -119,8 +120,12 @@ def is_usable(address: Address) -> bool:
 class Smart:
     """The smart host of one policy, found out when a rule first asks for it."""
 
-    def __init__(self, top: Table) -> None:
-        """Read the key of the policy file's own table, top; Postfix is not asked."""
+    def __init__(self, top: Table, before: SmartHost | None = None) -> None:
+        """Read the key of the policy file's own table, top; Postfix is not asked.
+
+        before: what Postfix said the last time, which holds while it cannot be asked.
+        """
+        self._before = before
         self.host: SmartHost | None = None
         self.known: Known | None = None  # None: no rule asked
         self.why = ""  # there is none
@@ -144,9 +149,17 @@ class Smart:
         """Give what is known of its addresses; `host` and `why` are set then."""
         if self.known is None:
             if self.host is None:
-                self.host, self.why = relayhost()
+                self._ask_postfix()
             self.known = read_known(self.host) if self.host else Known()
+            if self.host and self.why:
+                self.known = Known(self.known.addresses, self.why)
         return self.known
+
+    def _ask_postfix(self) -> None:
+        try:
+            self.host, self.why = _asked()
+        except MtaError as error:
+            self.host, self.why = self._before, str(error)
 
     def destination(
         self, table: Table, optional: bool, local: bool
@@ -192,6 +205,14 @@ class Smart:
 def relayhost() -> tuple[SmartHost | None, str]:
     """Ask Postfix for its smart host; None, and why there is none."""
     try:
+        return _asked()
+    except MtaError as error:
+        return None, str(error)
+
+
+def _asked() -> tuple[SmartHost | None, str]:
+    """Likewise; raises MtaError where it cannot be asked: there may be one."""
+    try:
         done = subprocess.run(
             ["postconf", "-hx", "relayhost"],
             capture_output=True,
@@ -201,11 +222,11 @@ def relayhost() -> tuple[SmartHost | None, str]:
             env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"},
         )
     except (OSError, subprocess.SubprocessError) as error:
-        return None, f"postconf cannot be asked for relayhost: {error}"
+        raise MtaError(f"postconf cannot be asked for relayhost: {error}") from None
     text = done.stdout.strip()
     if done.returncode:
         said = printable(done.stderr.strip())[-200:]
-        return None, f"postconf relayhost: {said or 'failed'}"
+        raise MtaError(f"postconf relayhost: {said or 'failed'}")
     if not text:
         return None, "Postfix has no relayhost"
     try:

@@ -221,6 +221,12 @@ def test_paths_and_names(
     assert script_of(exe, args, cwd, None) == Script(path, "args" if path else None)
 
 
+@pytest.mark.parametrize("name", ["apache2", "httpd", "php-cgi8.2", "lsphp"])
+def test_the_folder_that_php_goes_into(name: str) -> None:
+    found = script_of(f"/usr/sbin/{name}", (name,), "/srv/shop", None)
+    assert found == Script("/srv/shop/", "cwd")
+
+
 def test_nothing_is_made_up() -> None:
     python = "/usr/bin/python3.11"
     plain = ("python3", "x.py")

@@ -8,6 +8,7 @@ import platform
 import random
 import struct
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from guard.requests import Requests
 from guard.usdt import Probe, probes
 from tests.kernel.phphost import silence
 from tests.kernel.world import Watch, World, compile_c
-from tests.lab.lab import join_cgroup
+from tests.lab.lab import join_cgroup, wait_until
 
 PHP = Path("/usr/bin/php")
 
@@ -107,3 +108,31 @@ def test_arguments_on_the_stack_and_no_semaphore(
     assert (one.script, one.script_from) == ("/srv/stack.php", "request")
     assert (one.request_uri, one.request_method) == ("/stack", "PUT")
     silence(guard)
+
+
+def test_what_a_process_has_in_its_root_is_looked_at_before_it_is_opened(
+    guard: Guard, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A FIFO there would hold the thread up for ever, and every PHP behind it."""
+    fifo = tmp_path / "libphp.so"
+    os.mkfifo(fifo)
+    monkeypatch.setattr(requests, "_places", lambda: iter([fifo, PHP]))
+    made = Requests(guard)
+    looking = threading.Thread(target=made.look, daemon=True)
+    looking.start()
+    looking.join(60)
+    try:
+        assert not looking.is_alive()
+        assert len(requests.attached(guard.home)) == 1, made.trouble
+    finally:
+        silence(guard)
+
+
+def test_a_thread_that_ends_is_told(
+    guard: Guard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Requests(guard)
+    assert not made.trouble, "nobody was to look yet"
+    monkeypatch.setattr(made, "_follow", lambda: None)
+    made.follow()
+    wait_until(lambda: "has ended" in made.trouble, "what it says of its end")

@@ -200,6 +200,18 @@ def test_doctor_of_main_cf(plain: Site, setting: str, name: str, state: str) -> 
     assert state not in states(plain, name)
 
 
+def test_doctor_adds_guardd_to_what_is_asked_already(plain: Site) -> None:
+    name, quota = (
+        "smtpd_end_of_data_restrictions",
+        "check_policy_service unix:private/q",
+    )
+    plain.postconf("-e", f"{name}={quota}")
+    assert states(plain, "guardd") == ["warn"]
+    follow(plain, "guardd")
+    assert states(plain, "guardd") == ["ok"]
+    assert quota in plain.postconf("-h", name)
+
+
 def test_doctor_of_a_service_with_settings_of_its_own(plain: Site) -> None:
     master = plain.lab.path("/etc/postfix/master.cf")
     before = master.read_text()

@@ -125,6 +125,25 @@ def test_a_named_origin_is_as_good_as_a_login(
     strict.refused(**not_)
 
 
+def test_a_folder_of_a_user_s_own_mounts_is_none(strict: Desk) -> None:
+    """Who makes a user namespace mounts what he likes where the rule looks."""
+    send = "exec swaks --server 127.0.0.1:25 --to somebody@example.org"
+    inside = f"cd {FOLDER} && {send} --from app@host.example.net"
+    strict.lab.path(FOLDER).mkdir(parents=True, exist_ok=True)
+    options = {"user": "games", "unit": ELSEWHERE, "cwd": "/srv"}
+    mounted = [
+        "unshare",
+        "-Urm",
+        "sh",
+        "-c",
+        f"mount -t tmpfs none {FOLDER} && {inside}",
+    ]
+    done = strict.lab.run(mounted, **options)
+    assert " 554" in done.stdout and "smtp-guard: " in done.stdout, done
+    plain = strict.lab.run(["sh", "-c", inside], **options)
+    assert strict.ids_of(plain.stdout), plain
+
+
 def test_a_named_program(strict: Desk) -> None:
     """Not its name: the file that the process executes."""
     argv = ["-sv", "smtp://127.0.0.1", "--mail-from", "a@host.example.net"]

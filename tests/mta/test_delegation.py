@@ -126,6 +126,8 @@ def test_one_strange_line_is_read_or_refused(line: bytes, value: bytes) -> None:
         changed(b"recipient_count", b"-1"),
         changed(b"size", "²".encode()),
         changed(b"size", b"9" * 30),
+        changed(b"recipient_count", b"9" * 19),  # more than SQLite can hold
+        changed(b"instance", b"\xff"),
         REAL + b"\nsender=other@example.org",
         REAL + b"\nno equals sign",
         REAL + b"\nUPPER=x",

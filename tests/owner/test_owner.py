@@ -105,6 +105,8 @@ def test_local_rules_hold(host: Host, kind: str) -> None:
 def test_what_it_cannot_say_is_said(host: Host) -> None:
     rules = RULES.format(unit=host.unit)
     rules += '[[rule]]\nname = "any"\nexe = "/usr/bin/swaks"\nverdict = "allow"\n'
+    rules += '[mta]\nsocket = "/var/spool/postfix/smtp-guard/policy"\n'
+    rules += "relay_mynetworks = false\n"
     host.start("nftables", rules)
     texts = [one["MESSAGE"] for one in host.findings("loaded")]
     assert any("without kernel programs" in text for text in texts)
@@ -112,7 +114,8 @@ def test_what_it_cannot_say_is_said(host: Host) -> None:
     checked = guardctl(host, "policy", "check", "--json", str(host.site.policy_file))
     weaker = json.loads(checked.stdout)["owner_design"]
     said = {one["rule"]: one["what"] for one in weaker}
-    assert list(said) == ['rule "nobody"', 'rule "unit"', 'rule "any"']
+    assert list(said) == ['rule "nobody"', 'rule "unit"', 'rule "any"', "[mta]"]
+    assert any("[mta] is not answered" in text for text in texts)
     assert "a second after" in said['rule "unit"']
     status = guardctl(host, "status")
     assert status.returncode == 0, status

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,15 @@ from hypothesis import strategies as st
 
 from guard.abi import Verdict
 from guard.errors import PolicyError
-from guard.policy import Caller, Destination, Policy, evaluate, parse, smarthost
+from guard.policy import (
+    Caller,
+    Destination,
+    Policy,
+    evaluate,
+    parse,
+    refresh,
+    smarthost,
+)
 from guard.policy.smarthost import (
     MAX_HELD,
     known_of,
@@ -183,6 +193,46 @@ def test_postfix_is_asked(places: Path, monkeypatch: pytest.MonkeyPatch) -> None
         made = policy(key="")
         assert why in str(made.warnings)
         assert verdict(made, ONE, 25) is Verdict.DENY
+
+
+def test_a_postfix_that_cannot_be_asked_has_the_smart_host_it_had(
+    places: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No memory for postconf, or a main.cf that is just written: nothing is denied."""
+    answer(places, ONE)
+    said = [(0, NAME, ""), (1, "", "fatal: open main.cf"), (0, "", "")]
+
+    def asked(argv: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        if not said:
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+        status, out, err = said.pop(0)
+        return subprocess.CompletedProcess(argv, status, out, err)
+
+    monkeypatch.setattr(smarthost.subprocess, "run", asked)
+    made = policy(key="")
+    assert verdict(made, ONE, 587) is Verdict.ALLOW
+    kept = refresh(made)
+    assert (
+        kept.smart_host == made.smart_host and verdict(kept, ONE, 587) is Verdict.ALLOW
+    )
+    assert kept.known and "fatal: open main.cf" in kept.known.error
+    # it says that it has none: so there is none
+    none = refresh(kept)
+    assert none.smart_host is None and verdict(none, ONE, 587) is Verdict.DENY
+    assert "Cannot allocate" in str(policy(key="").warnings)
+    assert verdict(refresh(made), ONE, 587) is Verdict.ALLOW
+
+
+def test_an_empty_state_directory_is_none(
+    places: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("STATE_DIRECTORY", "")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    answer(places, ONE)
+    assert Follower().put(policy())
+    assert not list((tmp_path / "here").iterdir())
+    assert smarthost.kept_file().is_absolute()
 
 
 @pytest.mark.parametrize("spoil", ["writable", "link", "folder", "pipe", "big", "deep"])

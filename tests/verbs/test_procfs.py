@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from guard.abi import ARGS_LEN
 from guard.finding import Finding, Kind
 from guard.origin import Naming
 from guard.policy import parse
@@ -61,6 +62,37 @@ def matches(seen: Seen, rule: str) -> bool:
     policy = parse(f'mode = "enforce"\n[[rule]]\nname = "r"\n{rule}\nverdict = "allow"')
     to = ipaddress.ip_address("192.0.2.25")
     return evaluate(policy, seen.caller, Destination(to, 25)).rule == 0
+
+
+# prctl(2), PR_SET_MM_MAP: struct prctl_mm_map of linux/prctl.h
+ENDLESS = """\
+import ctypes, struct, time
+libc = ctypes.CDLL(None)
+fields = open("/proc/self/stat").read().rpartition(")")[2].split()
+code, data = (fields[23], fields[24]), (fields[42], fields[43], fields[44])
+libc.sbrk.restype = libc.mmap.restype = ctypes.c_void_p
+size = 1 << 40
+at = libc.mmap(None, ctypes.c_size_t(size), 1, 0x4022, -1, ctypes.c_long(0))
+numbers = [*map(int, (*code, *data)), libc.sbrk(0), int(fields[25]), at, at + size]
+numbers += [int(fields[47]), int(fields[48]), 0]
+map_ = struct.pack("=12Q2I", *numbers, 0, 0xFFFFFFFF)
+assert libc.prctl(35, 14, map_, ctypes.c_long(len(map_)), ctypes.c_long(0)) == 0
+print("60", flush=True)
+time.sleep(60)
+"""
+
+
+def test_arguments_without_end_are_cut() -> None:
+    """Anybody may have a terabyte of them; guardd has not the memory."""
+    argv = [sys.executable, "-c", ENDLESS]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, user=NOBODY) as child:
+        try:
+            assert child.stdout and child.stdout.readline() == b"60\n"
+            seen = look(child.pid)
+        finally:
+            child.kill()
+    assert seen and "args-cut" in seen.incomplete
+    assert len("".join(seen.args)) + len(seen.args) <= ARGS_LEN + 1
 
 
 def test_a_process_is_told_whole(program: Path) -> None:
