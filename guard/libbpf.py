@@ -32,6 +32,10 @@ _NO_BPF = (
 )
 
 
+_libc = c.CDLL(None)
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+
+
 class _Library:
     """libbpf.so.1, opened when first used: guardctl --help needs no kernel."""
 
@@ -49,6 +53,10 @@ class _Library:
                     hint="install it: apt install libbpf1",
                 ) from None
             self._lib.libbpf_set_print(_PRINT)
+            # Else what libbpf reads, 10 MB for an object, stays in the arena of each
+            # thread that loads one: malloc(3) takes it for usual, mallopt(3).
+            for threshold in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
+                _libc.mallopt(threshold, 128 * 1024)
         function = getattr(self._lib, name)
         # a function not declared below returns int, as ctypes assumes
         function.restype = _RETURNS.get(name, c.c_int)
@@ -70,7 +78,7 @@ _RETURNS: dict[str, Any] = {
 # error's hint instead of on the terminal.
 _said: list[str] = []
 _PRINT_TYPE = c.CFUNCTYPE(c.c_int, c.c_int, c.c_char_p, c.c_void_p)
-_vsnprintf = c.CDLL(None).vsnprintf
+_vsnprintf = _libc.vsnprintf
 
 
 def _remember(level: int, form: bytes, arguments: int) -> int:
@@ -372,8 +380,7 @@ class Object:
     def load(self) -> None:
         """Make the maps, fit the programs to this kernel and load them."""
         _check(_lib.bpf_object__load(self._pointer), f"cannot load {self.path}")
-        # it has read all the kernel's types; malloc(3) keeps that, in each thread's arena
-        c.CDLL(None).malloc_trim(0)
+        _libc.malloc_trim(0)  # it has read all the kernel's types
 
     def _program(self, name: str) -> c.c_void_p:
         found = _lib.bpf_object__find_program_by_name(self._pointer, name.encode())
