@@ -164,10 +164,12 @@ class Daemon(Service):
         put_in_force(self._guard, policy, self._keeper)
         # after, not before: the one store that switches is near the end of it
         since_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-        self._policy = policy
+        before, self._policy = self._policy, policy
         lastpolicy.keep(policy)
-        # before Postfix is answered by them
-        self._naming.use_rules(since_ns, policy.rule_name)
+        # before Postfix is answered by them. Not for new addresses of the smart host or
+        # a change of /etc/passwd: so many are remembered, and a connection may be old
+        if before is None or before.rule_names != policy.rule_names:
+            self._naming.use_rules(since_ns, policy.rule_name)
         self._mail.serve(policy)
         self._watchman.put(policy)
         self.heed(policy)

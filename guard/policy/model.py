@@ -238,6 +238,11 @@ class Policy:
         return self.rules[number].name if 0 <= number < len(self.rules) else None
 
     @property
+    def rule_names(self) -> tuple[str, ...]:
+        """Give what rule_name() gives, by number."""
+        return tuple(rule.name for rule in self.rules)
+
+    @property
     def mta_enforces(self) -> bool:
         """Tell whether answers to the mail server refuse and hold."""
         return self.mode is Mode.ENFORCE and self.mta.mode is Mode.ENFORCE

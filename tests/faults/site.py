@@ -35,7 +35,7 @@ PARTS.append(abi.Counter.LOST_RING)
 # Kinds of finding that stand for one judged connect().
 CONNECTS = ("denied", "would-deny", "redirected", "allowed", "local")
 READ_FIELDS: tuple[str, ...] = ("KIND", "CONNECTION", "COUNT", "LOST_RING")
-READ_FIELDS += ("LOST_RING_TOTAL", "LOST_JOURNAL_TOTAL")
+READ_FIELDS += ("LOST_RING_TOTAL", "LOST_JOURNAL_TOTAL", "RULE")
 READ_FIELDS += ("TIME_US", "WHAT", "STATE", "REPAIRED", "TIMES", "DETAIL", "BY_US")
 
 

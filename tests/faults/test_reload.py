@@ -3,9 +3,14 @@
 
 from __future__ import annotations
 
+import socket
+import subprocess
+import sys
+
 import pytest
 
 from tests.faults.site import Guardd, Site, policy
+from tests.journald import until
 
 # What the policy check says of each is tests/policy's matter.
 BAD = {
@@ -149,3 +154,34 @@ def test_a_restart_under_load_denies_no_lawful_connect(site: Site) -> None:
     passed, denied = (site.tally(load) for load in loads)
     assert passed.tried == passed.passed > 1000, passed
     assert denied.tried == denied.denied > 1000, denied
+
+
+def test_a_connection_keeps_its_rule_over_many_reloads(site: Site) -> None:
+    """guardd remembers the rules of its last 64 policies; the same rules again, as
+    after each new answer of a name server, are no further one."""
+    site.write_policy(policy(site.port, allow="user = 0"))
+    guardd = site.start()
+    server = socket.create_server(("127.0.0.1", site.port))
+    with (
+        server,
+        subprocess.Popen(
+            ["sh", "-ec", 'echo $$ >"$0/cgroup.procs"; exec "$@"', str(site.cgroup)]
+            + [sys.executable, "-c", _HOLD, str(site.port)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        ) as held,
+    ):
+        assert held.stdout and held.stdout.readline() == b"connected\n"
+        for _ in range(70):
+            guardd.reload()
+    until(lambda: site.entries("closed"), "its end")
+    [closed] = site.entries("closed")
+    assert closed["RULE"] == "lawful"
+
+
+_HOLD = """
+import socket, sys
+with socket.create_connection(("127.0.0.1", int(sys.argv[1]))):
+    print("connected", flush=True)
+    sys.stdin.read()
+"""
