@@ -90,7 +90,7 @@ def test_the_reader_answers() -> None:
     assert words("", "ports") == set()
 
 
-@pytest.mark.parametrize("title", places())
+@pytest.mark.parametrize("title", sorted(places()))
 def test_every_key_is_explained_and_no_other(title: str) -> None:
     table, known = places()[title]
     found = explained(read("smtp-guard.toml.5")[title])
