@@ -52,7 +52,8 @@ def test_a_sender_that_ended_at_once_is_named(standing: Ground, mx: str) -> None
     assert one.ancestors[0].pid == done.pid and one.uid == 0
     assert (one.lock or "").endswith("-output") and not one.makers
     # this guard watches a cgroup, not the host: of others it does not know
-    assert one.incomplete == ("maker", "maybe-others")
+    # how deep a runner of tests stands is not the matter
+    assert set(one.incomplete) - {"ancestors-cut"} == {"maker", "maybe-others"}
 
 
 def test_without_a_record_it_is_not_named(standing: Ground, mx: str) -> None:
