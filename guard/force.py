@@ -21,12 +21,21 @@ from guard.errors import (
     KernelError,
     NoPrograms,
     NotBpffs,
+    NotCgroup,
     NotPrivileged,
     PolicyError,
 )
 from guard.finding import Kind, Notice
 from guard.hosts import own_addresses
-from guard.kernel import Guard, find_cgroup2, is_loaded, remains, take_out
+from guard.kernel import (
+    DENYING,
+    SUCCEEDS,
+    Guard,
+    find_cgroup2,
+    is_loaded,
+    remains,
+    take_out,
+)
 from guard.needs import passes
 from guard.pins import ensure_bpffs
 from guard.policy import Policy, compile_rows
@@ -249,7 +258,10 @@ def bring_up(
             put_in_force(guard, policy)
             if adopted and was != policy.sha256:  # what waits is not its doing
                 since_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-        guard.attach(cgroup)
+        if not adopted and not {*DENYING} & {*guard.missing_hooks()}:
+            guard.set_about(**{SUCCEEDS: 1})  # first: see preexisting.py
+        with programs_or_none(pin_dir):
+            guard.attach(cgroup)
         attached = True
         guard.set_about(
             lsm=lsm.put(guard, cgroup) or None,

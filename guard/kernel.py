@@ -51,6 +51,7 @@ HOOKS = {
 DENYING = ("guard_connect4", "guard_connect6")
 HAND_RUN = ("identify", "judge")
 _CGROUP_LINK = 3  # BPF_LINK_TYPE_CGROUP, include/uapi/linux/bpf.h
+SUCCEEDS = "succeeds"  # of about(): another guard was in force until it came
 _BESIDE_V1 = (  # systemd(1)
     "boot without systemd.legacy_systemd_cgroup_controller, systemd then mounts it "
     "beside v1; until then, with no unit known: mkdir /run/cgroup2 && mount -t cgroup2 "
