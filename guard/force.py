@@ -204,6 +204,8 @@ class Start:
         notices = [loaded_notice(self.guard, self.adopted)]
         if self.guard.abandoned:
             notices.append(abandoned_notice(self.guard.abandoned))
+        if self.guard.retired:
+            notices.append(retired_notice(self.guard.retired))
         if self.policy and not self.refused:
             notices.append(policy_notice(self.policy, file))
         if self.refused:
@@ -315,6 +317,18 @@ def abandoned_notice(size: int) -> Notice:
         f"lost: {size} bytes of findings that an earlier load left unread",
         priority=3,
         fields={"ABANDONED": str(size)},
+    )
+
+
+def retired_notice(hooks: list[str]) -> Notice:
+    """Make the finding that hooks are gone which only another version has."""
+    return Notice(
+        Kind.LOADED,
+        time.time_ns() // 1000,
+        f"hooks of another version taken out, which this one does not have: "
+        f"{', '.join(hooks)[:500]}; what they alone guarded is not guarded any more",
+        priority=4,
+        fields={"VERSION": __version__},
     )
 
 

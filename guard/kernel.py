@@ -194,6 +194,7 @@ class Guard(Tables):
         self.pin_dir = pin_dir
         self.abandoned = 0  # bytes of findings a load could not read any more
 
+        self.retired: list[str] = []  # hooks of another version that were taken out
     def link_path(self, hook: str) -> Path:
         """Give where the link of a hook is pinned."""
         return self.pin_dir / f"link-{hook}"
@@ -250,11 +251,19 @@ class Guard(Tables):
         return guard
 
     def _retire_others(self) -> None:
-        """Forget the maps of other contract versions: no program uses them now.
+        """Forget what other versions left, now that all of ours is in force.
 
         What waited in their rings cannot be read any more; `abandoned` counts it.
         """
+        Links of hooks that we do not know, but for the LSM's (lsm.py), would go on
+        judging by rows that nobody can change any more; `retired` names them.
         for folder in self.pin_dir.glob("v*"):
+        for link in self.pin_dir.glob("link-*"):
+            hook = link.name.removeprefix("link-")
+            if hook not in HOOKS and not hook.startswith("lsm_"):
+                with contextlib.suppress(KernelError):  # a folder is no link
+                    _clear(link)
+                    self.retired.append(hook)
             if folder != self.home:
                 self.abandoned += _unread(folder)
                 _remove(folder)
