@@ -166,7 +166,7 @@ def programs_or_none(pin_dir: Path) -> Iterator[None]:
         raise NoPrograms(f"this process lacks {lacking}")
     try:
         yield
-    except NotBpffs:
+    except (NotBpffs, NotCgroup):  # what is wrong is an option
         raise
     except KernelError as error:
         if there:
