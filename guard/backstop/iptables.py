@@ -12,10 +12,13 @@ import ipaddress
 import json
 import shlex
 import subprocess
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import islice, pairwise
 from typing import Any
+
+from systemd import daemon as sd
 
 from guard import child
 from guard.abi import Verdict
@@ -25,7 +28,10 @@ from guard.errors import BackstopError
 from guard.policy import Network
 
 DROP_IN = "/usr/share/smtp-guard/examples/smtp-guard-iptables.conf"
-_SECONDS = 20  # that another process may take, waiting for others included
+_SECONDS = 20  # that iptables itself may take
+# That python-iptables may, waiting for others included: it takes 0.7 s of processor, 20
+# where that is emulated. Meanwhile systemd hears each so often that guardd lives.
+_CHILD_SECONDS, _BEAT_SECONDS = 60, 5
 _LISTINGS = {"4": "iptables-legacy-save", "6": "ip6tables-legacy-save"}
 _PATH = "/usr/sbin:/sbin:/usr/bin:/bin"  # of root, whoever asks
 _BEHIND = "behind"
@@ -49,12 +55,15 @@ class Iptables:
 
     kind = "iptables"
     look_seconds = 10.0  # it sends no news of changes
+    _tried = False  # that python-iptables works; once in a process, it takes its time
 
     def __init__(self, name: str) -> None:
         """Name the chains; raises BackstopError where there is no iptables."""
         self.name = chain_prefix(name)
         self._chains = [f"{self.name}_{end}" for end in ("OUTPUT", "LOCAL", "FORWARD")]
-        self._ask("try")
+        if not Iptables._tried:
+            self._ask("try")
+            Iptables._tried = True
         self.state()
 
     def check(self, lock: Lock) -> None:
@@ -95,23 +104,43 @@ class Iptables:
     def _ask(self, verb: str, rules: list[Rule] | None = None) -> None:
         question = {"verb": verb, "chains": self._chains, "rules": rules or []}
         try:
-            done = subprocess.run(
-                child.command("guard.backstop.ipt"),
-                input=json.dumps(question),
-                capture_output=True,
-                text=True,
-                timeout=_SECONDS,
-                check=False,
-            )
-            answer = json.loads(done.stdout)
-        except (OSError, subprocess.TimeoutExpired) as error:
+            out, said = _answered(json.dumps(question))
+            answer = json.loads(out)
+        except subprocess.TimeoutExpired:
+            raise BackstopError(
+                f"iptables: no answer within {_CHILD_SECONDS} s",
+                hint="this host is very busy, or somebody holds the lock: "
+                "fuser -v /run/xtables.lock",
+            ) from None
+        except OSError as error:
             raise BackstopError(f"iptables: {error}") from None
         except ValueError:
-            last = (done.stderr.strip().splitlines() or ["no answer"])[-1]
+            last = (said.strip().splitlines() or ["no answer"])[-1]
             hint = "apt install python3-iptables" if "iptc" in last else ""
             raise BackstopError(f"iptables: {last}", hint=hint) from None
         if "error" in answer:
             raise _refused(answer["error"])
+
+
+def _answered(question: str) -> tuple[str, str]:
+    """Give what ipt.py printed on both streams; systemd is told that we only wait.
+
+    Raises OSError or subprocess.TimeoutExpired.
+    """
+    end = time.monotonic() + _CHILD_SECONDS
+    pipe = subprocess.PIPE
+    argv = child.command("guard.backstop.ipt")
+    with subprocess.Popen(argv, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as one:
+        asked: str | None = question
+        while True:
+            try:
+                return one.communicate(asked, timeout=_BEAT_SECONDS)
+            except subprocess.TimeoutExpired:
+                if time.monotonic() > end:
+                    one.kill()
+                    raise
+            asked = None
+            sd.notify("WATCHDOG=1")
 
 
 def _refused(why: object) -> BackstopError:

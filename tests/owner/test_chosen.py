@@ -31,12 +31,17 @@ def start(host: Host, without: str = NO_BPF, *options: str, within: str = "") ->
     return Guardd(host.site, *options, **more)
 
 
-def hidden(host: Host, *files: str) -> str:
-    """Make a program that runs another where these files are not to be read."""
+def hidden(host: Host, *files: str, by: str | Path = "/dev/null") -> str:
+    """Make a program that runs another where these files are not to be read.
+
+    by: what is read in their place.
+    """
     path = host.site.folder / "hidden"
-    mounts = "".join(f"mount --bind /dev/null {file}\n" for file in files)
+    mounts = "".join(f"mount --bind {by} {file}\n" for file in files)
     head = '#!/bin/sh\n[ "$HIDDEN" ] || exec env HIDDEN=1 unshare --mount "$0" "$@"\n'
-    path.write_text(f'{head}set -e\n{mounts}exec "$@"\n')
+    path.write_text(
+        f'{head}set -e\n{mounts}export PYTHONDONTWRITEBYTECODE=1\nexec "$@"\n'
+    )
     path.chmod(0o755)
     return str(path)
 
@@ -117,6 +122,19 @@ def test_auto_takes_iptables_where_there_is_no_nftables(host: Host) -> None:
     assert guardd.end() == 0
     assert guardctl(host, "unload").returncode == 0
     assert host.connect().errno == 0 and rules_left() == ""
+
+
+def test_where_iptables_takes_its_time_it_is_waited_for(host: Host) -> None:
+    """On a host so busy that python-iptables takes longer than 20 s to begin."""
+    host.policy("iptables", "")
+    slow = host.site.folder / "slow.py"
+    slow.write_text(f"{Path(IPTC).read_text()}\nimport time\ntime.sleep(21)\n")
+    guardd = start(host, within=hidden(host, IPTC, by=slow))
+    guardd.until(lambda: "READY=1" in guardd.messages, "it to be in force", 110)
+    assert host.connect().errno == errno.ECONNREFUSED
+    ready = guardd.messages.index("READY=1")
+    assert guardd.messages[:ready].count("WATCHDOG=1") >= 4, "systemd may wait, too"
+    assert guardd.end() == 0
 
 
 def test_with_neither_it_waits_and_says_what_both_lack(host: Host) -> None:
