@@ -28,7 +28,7 @@ def build(source: Path, into: Path) -> None:
         for version in (__version__, LATER, OTHER_ABI):
             _name(tree, version)
             if version == OTHER_ABI:
-                _change_contract(tree)
+                change_contract(tree)
             argv = ["make", "--directory", str(tree), "deb"]
             done = subprocess.run(argv, capture_output=True, text=True)
             if done.returncode:
@@ -46,8 +46,8 @@ def _name(tree: Path, version: str) -> None:
         _change(tree / name, old, new)
 
 
-def _change_contract(tree: Path) -> None:
-    """Have both sides of the contract say something else, likewise."""
+def change_contract(tree: Path) -> None:
+    """Have both sides of the contract say something else, in a checkout."""
     number = abi.ABI + 1
     header, mirror = tree / "bpf/guard.h", tree / "guard/abi.py"
     _change(header, r"(?m)^#define GUARD_ABI \d+$", f"#define GUARD_ABI {number}")
