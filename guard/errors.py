@@ -64,6 +64,10 @@ class NotBpffs(KernelError):
     """kernel: {0}: {1}"""
 
 
+class NotCgroup(KernelError):
+    """kernel: {0}: {1}"""
+
+
 class NoPrograms(GuardError):
     """kernel programs cannot be loaded: {}"""
 

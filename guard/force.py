@@ -21,12 +21,21 @@ from guard.errors import (
     KernelError,
     NoPrograms,
     NotBpffs,
+    NotCgroup,
     NotPrivileged,
     PolicyError,
 )
 from guard.finding import Kind, Notice
 from guard.hosts import own_addresses
-from guard.kernel import Guard, find_cgroup2, is_loaded, remains, take_out
+from guard.kernel import (
+    DENYING,
+    SUCCEEDS,
+    Guard,
+    find_cgroup2,
+    is_loaded,
+    remains,
+    take_out,
+)
 from guard.needs import passes
 from guard.pins import ensure_bpffs
 from guard.policy import Policy, compile_rows
@@ -157,7 +166,7 @@ def programs_or_none(pin_dir: Path) -> Iterator[None]:
         raise NoPrograms(f"this process lacks {lacking}")
     try:
         yield
-    except NotBpffs:
+    except (NotBpffs, NotCgroup):  # what is wrong is an option
         raise
     except KernelError as error:
         if there:
@@ -195,6 +204,8 @@ class Start:
         notices = [loaded_notice(self.guard, self.adopted)]
         if self.guard.abandoned:
             notices.append(abandoned_notice(self.guard.abandoned))
+        if self.guard.retired:
+            notices.append(retired_notice(self.guard.retired))
         if self.policy and not self.refused:
             notices.append(policy_notice(self.policy, file))
         if self.refused:
@@ -249,7 +260,10 @@ def bring_up(
             put_in_force(guard, policy)
             if adopted and was != policy.sha256:  # what waits is not its doing
                 since_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-        guard.attach(cgroup)
+        if not adopted and not {*DENYING} & {*guard.missing_hooks()}:
+            guard.set_about(**{SUCCEEDS: 1})  # first: see preexisting.py
+        with programs_or_none(pin_dir):
+            guard.attach(cgroup)
         attached = True
         guard.set_about(
             lsm=lsm.put(guard, cgroup) or None,
@@ -303,6 +317,18 @@ def abandoned_notice(size: int) -> Notice:
         f"lost: {size} bytes of findings that an earlier load left unread",
         priority=3,
         fields={"ABANDONED": str(size)},
+    )
+
+
+def retired_notice(hooks: list[str]) -> Notice:
+    """Make the finding that hooks are gone which only another version has."""
+    return Notice(
+        Kind.LOADED,
+        time.time_ns() // 1000,
+        f"hooks of another version taken out, which this one does not have: "
+        f"{', '.join(hooks)[:500]}; what they alone guarded is not guarded any more",
+        priority=4,
+        fields={"VERSION": __version__},
     )
 
 

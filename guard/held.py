@@ -21,9 +21,8 @@ from guard.kernel import (
     HOOKS,
     Guard,
     open_cgroup,
-    program_label,
-    runs_after,
 )
+from guard.neighbours import program_label, runs_after
 from guard.pins import (
     close_to_others,
     ensure_bpffs,
@@ -94,7 +93,7 @@ class Held:
         others: set[str] = set()
         with contextlib.suppress(KernelError), self._opened_cgroup() as folder:
             for hook in DENYING:
-                others |= set(runs_after(folder, hook, self._ids[hook]))
+                others |= set(runs_after(folder, HOOKS[hook], self._ids[hook]))
         if others:
             yield Check(
                 "order",
@@ -168,7 +167,7 @@ class Held:
         """
         with self._opened_cgroup() as folder:
             for hook in DENYING:
-                if runs_after(folder, hook, self._ids[hook]):
+                if runs_after(folder, HOOKS[hook], self._ids[hook]):
                     self._make_link(hook, folder)
 
     def pin(self) -> None:

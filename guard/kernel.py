@@ -21,8 +21,9 @@ from pathlib import Path
 import psutil
 
 from guard import abi, libbpf
-from guard.errors import AbiMismatch, GuardError, KernelError, NotLoaded
+from guard.errors import AbiMismatch, GuardError, KernelError, NotCgroup, NotLoaded
 from guard.needs import explained
+from guard.neighbours import keeps_out
 from guard.pins import (
     DEFAULT_PIN_DIR,
     FOR_THE_ACCOUNT,
@@ -50,6 +51,7 @@ HOOKS = {
 }
 DENYING = ("guard_connect4", "guard_connect6")
 HAND_RUN = ("identify", "judge")
+SUCCEEDS = "succeeds"  # of about(): another guard was in force until it came
 _CGROUP_LINK = 3  # BPF_LINK_TYPE_CGROUP, include/uapi/linux/bpf.h
 _BESIDE_V1 = (  # systemd(1)
     "boot without systemd.legacy_systemd_cgroup_controller, systemd then mounts it "
@@ -192,6 +194,7 @@ class Guard(Tables):
         super().__init__(home, libbpf.get_pinned(home / "identify"))
         self.pin_dir = pin_dir
         self.abandoned = 0  # bytes of findings a load could not read any more
+        self.retired: list[str] = []  # hooks of another version that were taken out
 
     def link_path(self, hook: str) -> Path:
         """Give where the link of a hook is pinned."""
@@ -249,10 +252,18 @@ class Guard(Tables):
         return guard
 
     def _retire_others(self) -> None:
-        """Forget the maps of other contract versions: no program uses them now.
+        """Forget what other versions left, now that all of ours is in force.
 
         What waited in their rings cannot be read any more; `abandoned` counts it.
+        Links of hooks that we do not know, but for the LSM's (lsm.py), would go on
+        judging by rows that nobody can change any more; `retired` names them.
         """
+        for link in self.pin_dir.glob("link-*"):
+            hook = link.name.removeprefix("link-")
+            if hook not in HOOKS and not hook.startswith("lsm_"):
+                with contextlib.suppress(KernelError):  # a folder is no link
+                    _clear(link)
+                    self.retired.append(hook)
         for folder in self.pin_dir.glob("v*"):
             if folder != self.home:
                 self.abandoned += _unread(folder)
@@ -270,14 +281,14 @@ class Guard(Tables):
         made: list[Path] = []
         try:
             live = self._links_at(folder, cgroup)
-            for hook, attach_type in HOOKS.items():
+            for hook in HOOKS:
                 with _opened(self.home / hook) as program:
                     if hook in live:
                         with _opened(self.link_path(hook)) as link:
                             libbpf.swap(link, program)
                         continue
                     _clear(self.link_path(hook))
-                    with _closing(libbpf.attach(program, folder, attach_type)) as link:
+                    with _closing(_attach(program, folder, cgroup, hook)) as link:
                         pin(link, self.link_path(hook))
                     made.append(self.link_path(hook))
         except BaseException:
@@ -366,42 +377,39 @@ def _begin(home: Path) -> None:
         libbpf.Map(libbpf.get_pinned(home / name)).put(KEY0, value)
 
 
-def program_label(number: int) -> str:
-    """Name a loaded program by its id, as far as this process may; "": it is gone."""
+def _attach(program: int, folder: int, cgroup: Path, hook: str) -> int:
     try:
-        return f"{libbpf.program_name(number)} (id {number})"
-    except KernelError as error:  # EPERM: it takes CAP_SYS_ADMIN to ask
-        return "" if error.errno == errno.ENOENT else f"a program (id {number})"
+        return libbpf.attach(program, folder, HOOKS[hook])
+    except KernelError as error:
+        if error.errno == errno.EPERM:
+            has_room(cgroup, hook)
+        raise
 
 
-def runs_after(folder: int, hook: str, program_id: int) -> list[str]:
-    """Name the programs of others that run after ours at an open cgroup2 folder.
-
-    The kernel asks every program, those of a cgroup before those of its parents,
-    and one of several at the same cgroup in the order they came; a later one can
-    take a denial back (bpf_set_retval) or turn the connection elsewhere.
-    """
-    others: list[str] = []
-    for number in reversed(libbpf.effective_programs(folder, HOOKS[hook])):
-        if number == program_id:
-            return others[::-1]
-        if name := program_label(number):
-            others.append(name)
-    return []  # not attached at all, which is another question
+def has_room(cgroup: Path, *hooks: str) -> None:
+    """Raise KernelError (EBUSY) where others keep our programs from being attached."""
+    for hook in hooks or HOOKS:
+        if other := keeps_out(cgroup, HOOKS[hook]):
+            raise KernelError(
+                f"{hook} cannot be attached beside {other}",
+                errno.EBUSY,
+                hint="that one takes no other: `bpftool cgroup tree` shows it; have it "
+                "attached with BPF_F_ALLOW_MULTI, or not at all",
+            )
 
 
 def open_cgroup(cgroup: Path) -> int:
-    """Open a cgroup2 folder; the caller owns the descriptor. Raises KernelError."""
+    """Open a cgroup2 folder; the caller owns the descriptor. Raises NotCgroup."""
     hint = f"name a folder of cgroup v2, mounted at {find_cgroup2()}"
     try:
         folder = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         what = f"cannot open {cgroup}"
-        raise KernelError(what, error.errno or 0, hint=hint) from None
+        raise NotCgroup(what, error.errno or 0, hint=hint) from None
     if not (cgroup / "cgroup.controllers").exists():  # cgroups(7): only in v2
         os.close(folder)
         what = f"{cgroup} is no cgroup2 folder"
-        raise KernelError(what, errno.EINVAL, hint=hint)
+        raise NotCgroup(what, errno.EINVAL, hint=hint)
     return folder
 
 

@@ -167,6 +167,21 @@ def effective_programs(cgroup: int, attach_type: int) -> list[int]:
     return ids[: count.value]
 
 
+def attached_programs(cgroup: int, attach_type: int) -> tuple[list[int], int]:
+    """Give the ids of what is attached at an open cgroup2 folder itself, and how.
+
+    How: BPF_F_ALLOW_OVERRIDE, BPF_F_ALLOW_MULTI.
+    """
+    ids, count, flags = (c.c_uint32 * 1024)(), c.c_uint32(1024), c.c_uint32()
+    _check(
+        _lib.bpf_prog_query(
+            cgroup, attach_type, 0, c.byref(flags), ids, c.byref(count)
+        ),
+        "cannot ask which programs are attached to a cgroup",
+    )
+    return ids[: count.value], flags.value
+
+
 def get_pinned(path: Path) -> int:
     """Open a pinned object and give its file descriptor, which the caller owns."""
     return _check(_lib.bpf_obj_get(str(path).encode()), f"cannot open {path}")

@@ -14,7 +14,7 @@ import ctypes
 import enum
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from guard import libbpf, tables
@@ -86,6 +86,7 @@ def put(guard: Guard, cgroup: Path) -> str:
         _load(guard, cgroup)
         _remember(guard)
         if _is_asked(guard):
+            _retire(guard, keep=HOOKS)
             return ""
         why = "bpf is not in the kernel's list of security modules"
     except (KernelError, OSError) as error:
@@ -147,9 +148,19 @@ def _load(guard: Guard, cgroup: Path) -> None:
                 os.close(link)
 
 
+def _retire(guard: Guard, keep: Collection[str]) -> None:
+    """Take out the links of another version's hooks, as kernel.py does."""
+    for link in guard.pin_dir.glob("link-lsm_*"):
+        if (hook := link.name.removeprefix("link-")) not in keep:
+            with contextlib.suppress(OSError):
+                link.unlink()
+                guard.retired.append(hook)
+
+
 def _take_out(guard: Guard) -> None:
     for hook in HOOKS:
         _link(guard, hook).unlink(missing_ok=True)
+    _retire(guard, keep=())
     for name in (*_HAND_RUN, *_MAPS.values()):
         (guard.home / name).unlink(missing_ok=True)
 

@@ -3,7 +3,9 @@
 
 No hook saw their connect(), so it is /proc that is asked whose they are
 (procfs.py), and what the policy says of each is worked out here. They are told,
-and where the policy says so those that it denies are ended, after a grace.
+and where the policy says so those that it denies are ended, after a grace. None is
+where this guard took over from one of another version: that one judged them, by what
+their processes were at the time.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from guard.abi import Direction, Mode, Verdict
 from guard.errors import GuardError
 from guard.finding import Finding, Kind, Notice
 from guard.hosts import is_own, own_addresses
-from guard.kernel import Guard
+from guard.kernel import SUCCEEDS, Guard
 from guard.origin import Naming
 from guard.policy import Policy
 from guard.policy.evaluate import Caller, Decision, Destination, evaluate
@@ -63,9 +65,13 @@ def survey(guard: Guard, policy: Policy) -> Iterator[Older]:
         for connection in connections(policy.ports)
         if in_guarded(connection.cgroup) and not _is_known(guard, connection)
     ]
-    judge = _Judge(policy)
+    judge = _Judge(policy, _may_end(guard, policy))
     for connection in unseen:
         yield Older(connection, judge.finding(connection))
+
+
+def _may_end(guard: Guard, policy: Policy) -> bool:
+    return policy.before.end and not guard.about().get(SUCCEEDS)
 
 
 def _of_cgroup(folder: Path) -> Callable[[int], bool]:
@@ -97,8 +103,9 @@ def _plain(end: tuple[str, int]) -> tuple[str, int]:
 class _Judge:
     """What a policy says of connections, by what /proc says of their holders."""
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Policy, may_end: bool) -> None:
         self._policy = policy
+        self._may_end = may_end
         self._naming = Naming()
         self._addresses = own_addresses()
         self._look = functools.cache(look)
@@ -146,7 +153,7 @@ class _Judge:
 
     def _outcome(self, connection: Connection, decision: Decision) -> str:
         if decision.verdict is Verdict.DENY and self._policy.mode is Mode.ENFORCE:
-            return TO_END if self._policy.before.end else LEFT_OPEN
+            return TO_END if self._may_end else LEFT_OPEN
         return "syn-sent" if connection.state == SYN_SENT else "established"
 
 
@@ -226,7 +233,7 @@ class Before:
             self._guard.set_about(**{_RECORD: found | due})
             if now:
                 self._end(now)
-            return _sentence(found["open"], found["denied"], policy)
+            return _sentence(found["open"], found["denied"], policy, self._guard)
         return ""
 
     def finish(self) -> None:
@@ -281,7 +288,7 @@ def _now_ns() -> int:
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
-def _sentence(count: int, denied: int, policy: Policy) -> str:
+def _sentence(count: int, denied: int, policy: Policy, guard: Guard) -> str:
     if not count:
         return ""
     text = f"{count} connections are older than the guard, {denied} of them denied"
@@ -291,5 +298,7 @@ def _sentence(count: int, denied: int, policy: Policy) -> str:
         return f"{text} if it enforced"
     if not policy.before.end:
         return f"{text} and left open ([before] end = true would end them)"
+    if not _may_end(guard, policy):
+        return f"{text} and left open: the guard of before let them pass"
     seconds = policy.before.grace_ns / 1e9
     return f"{text} and ended" + (f" in {seconds:g} s" if seconds else "")

@@ -128,7 +128,7 @@ class Unaided(Service):
         """
         if self._trial is None:
             try:
-                self._trial = Trial()
+                self._trial = Trial(self._options.cgroup)
             except OSError:  # what there is none of was why, most likely
                 self._tries += 1
                 self._wait_for_programs()

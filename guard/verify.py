@@ -20,6 +20,7 @@ from guard.errors import GuardError, KernelError, PolicyError
 from guard.force import exe_keys
 from guard.hosts import own_addresses
 from guard.kernel import Guard
+from guard.neighbours import runs_after
 from guard.pins import open_to_others
 from guard.policy import Policy, Rows, compile_rows, load
 from guard.serving import daemon_pid
@@ -72,7 +73,7 @@ def _order(guard: Guard) -> Check:
         except KernelError as error:
             return Check("order", State.BAD, str(error), _RELOAD)
         try:
-            others |= set(kernel.runs_after(folder, link.name, link.program_id))
+            others |= set(runs_after(folder, kernel.HOOKS[link.name], link.program_id))
         finally:
             os.close(folder)
     if others:

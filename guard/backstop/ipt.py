@@ -3,7 +3,7 @@
 
 python-iptables takes 21 MB and 0.2 s to import, and the C libraries below it may end
 the process they are in. One JSON question on standard input, one answer on standard
-output: {"error": text}, or {"state": text}, empty where something was changed.
+output: {"error": text}, or {}.
 
 Each family's table goes in by one commit, so its rules are all there or none. Other
 programs that do the same at that moment are kept out by their own lock.
@@ -23,24 +23,21 @@ from typing import Any
 import iptc
 
 _LOCK = "/run/xtables.lock"  # XT_LOCK_NAME, iptables(8)
-_BEHIND = "behind"  # as guard/backstop/iptables.py reads it
 
 
 def answer(question: dict[str, Any]) -> dict[str, str]:
-    """Do what was asked, of both families."""
+    """Do what was asked, of both families: put, remove, or try what can be had."""
     chains: list[str] = question["chains"]
-    lines: list[str] = []
     with _locked():
         for family, kind in (("4", iptc.Table), ("6", iptc.Table6)):
             table = kind(kind.FILTER)
-            if question["verb"] == "state":
-                lines += _state(table, chains, family)
+            if question["verb"] == "try":
                 continue
             table.autocommit = False
             _take_out(table, chains)
             _put(table, question["rules"], family)
             table.commit()
-    return {"state": "\n".join(lines)}
+    return {}
 
 
 @contextlib.contextmanager
@@ -121,26 +118,6 @@ def _reset_with_room(
 
 
 iptc.Target.reset = _reset_with_room
-
-
-def _state(table: Any, chains: list[str], family: str) -> Iterator[str]:
-    """Give a line a rule that is ours or leads to ours, without its counters.
-
-    What leads to ours is the first of its chain, or behind a rule of somebody else's
-    that may let pass what ours would meet.
-    """
-    for chain in table.chains:
-        jump = "first"
-        for number, rule in enumerate(chain.rules):
-            leads = rule.target is not None and rule.target.name in chains
-            if chain.name not in chains and not leads:
-                jump = _BEHIND
-                continue
-            parts = iptc.easy.decode_iptc_rule(rule, ipv6=family == "6")
-            parts.pop("counters", None)
-            place = number if chain.name in chains else jump
-            text = json.dumps(parts, sort_keys=True)
-            yield f"{family} {chain.name} {place} {text}"
 
 
 def main() -> None:

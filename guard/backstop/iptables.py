@@ -10,10 +10,15 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import shlex
 import subprocess
+import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Any
+
+from systemd import daemon as sd
 
 from guard import child
 from guard.abi import Verdict
@@ -23,7 +28,13 @@ from guard.errors import BackstopError
 from guard.policy import Network
 
 DROP_IN = "/usr/share/smtp-guard/examples/smtp-guard-iptables.conf"
-_SECONDS = 20  # that the other process may take, waiting for others included
+_SECONDS = 20  # that iptables itself may take
+# That python-iptables may, waiting for others included: it takes 0.7 s of processor, 20
+# where that is emulated. Meanwhile systemd hears each so often that guardd lives.
+_CHILD_SECONDS, _BEAT_SECONDS = 60, 5
+_LISTINGS = {"4": "iptables-legacy-save", "6": "ip6tables-legacy-save"}
+_PATH = "/usr/sbin:/sbin:/usr/bin:/bin"  # of root, whoever asks
+_BEHIND = "behind"
 _MULTIPORT = 15  # XT_MULTI_PORTS, include/uapi/linux/netfilter/xt_multiport.h
 _SYN = ["tcp", {"tcp-flags": ["SYN,ACK,RST", "SYN"]}]
 _BOTH = "46"
@@ -43,12 +54,17 @@ class Iptables:
     """The chains of one guard in this network namespace."""
 
     kind = "iptables"
+    look_seconds = 10.0  # it sends no news of changes
+    _tried = False  # that python-iptables works; once in a process, it takes its time
 
     def __init__(self, name: str) -> None:
         """Name the chains; raises BackstopError where there is no iptables."""
         self.name = chain_prefix(name)
         self._chains = [f"{self.name}_{end}" for end in ("OUTPUT", "LOCAL", "FORWARD")]
-        self._ask("state")
+        if not Iptables._tried:
+            self._ask("try")
+            Iptables._tried = True
+        self.state()
 
     def check(self, lock: Lock) -> None:
         """Raise BackstopError if the lock cannot be put into rules."""
@@ -59,12 +75,23 @@ class Iptables:
         self._ask("put", list(_rules(self.name, lock)))
 
     def state(self) -> str:
-        """Give what is in force, as text that only changes when that does."""
-        return self._ask("state")
+        """Give what is in force, as text that only changes when that does.
+
+        A line a rule that is ours or leads to ours. What leads to ours is the first of
+        its chain, or behind a rule of somebody else's that may let pass what ours would
+        meet. Asked of iptables itself: python-iptables takes a hundred times as long,
+        on a busy host longer than may be waited for, and than systemd waits for guardd
+        (WatchdogSec).
+        """
+        return "\n".join(
+            line
+            for family, program in _LISTINGS.items()
+            for line in _ours(_listing(program), self._chains, family)
+        )
 
     def what(self, state: str) -> str:
         """Say what somebody did, by the state it left."""
-        if any(line.split(" ", 3)[2] == "behind" for line in state.splitlines()):
+        if any(line.split(" ", 3)[2] == _BEHIND for line in state.splitlines()):
             return "put rules of others before"
         return "changed" if state else "flushed"
 
@@ -74,31 +101,108 @@ class Iptables:
         self._ask("remove")
         return there
 
-    def _ask(self, verb: str, rules: list[Rule] | None = None) -> str:
+    def _ask(self, verb: str, rules: list[Rule] | None = None) -> None:
         question = {"verb": verb, "chains": self._chains, "rules": rules or []}
         try:
-            done = subprocess.run(
-                child.command("guard.backstop.ipt"),
-                input=json.dumps(question),
-                capture_output=True,
-                text=True,
-                timeout=_SECONDS,
-                check=False,
-            )
-            answer = json.loads(done.stdout)
-        except (OSError, subprocess.TimeoutExpired) as error:
+            out, said = _answered(json.dumps(question))
+            answer = json.loads(out)
+        except subprocess.TimeoutExpired:
+            raise BackstopError(
+                f"iptables: no answer within {_CHILD_SECONDS} s",
+                hint="this host is very busy, or somebody holds the lock: "
+                "fuser -v /run/xtables.lock",
+            ) from None
+        except OSError as error:
             raise BackstopError(f"iptables: {error}") from None
         except ValueError:
-            last = (done.stderr.strip().splitlines() or ["no answer"])[-1]
+            last = (said.strip().splitlines() or ["no answer"])[-1]
             hint = "apt install python3-iptables" if "iptc" in last else ""
             raise BackstopError(f"iptables: {last}", hint=hint) from None
         if "error" in answer:
-            raise BackstopError(
-                f"iptables: {answer['error']}",
-                hint="has this kernel legacy iptables? iptables-legacy -L tells; "
-                f"the units need {DROP_IN} for it: smtp-guard.toml(5), kind",
-            )
-        return str(answer["state"])
+            raise _refused(answer["error"])
+
+
+def _answered(question: str) -> tuple[str, str]:
+    """Give what ipt.py printed on both streams; systemd is told that we only wait.
+
+    Raises OSError or subprocess.TimeoutExpired.
+    """
+    end = time.monotonic() + _CHILD_SECONDS
+    pipe = subprocess.PIPE
+    argv = child.command("guard.backstop.ipt")
+    with subprocess.Popen(argv, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as one:
+        asked: str | None = question
+        while True:
+            try:
+                return one.communicate(asked, timeout=_BEAT_SECONDS)
+            except subprocess.TimeoutExpired:
+                if time.monotonic() > end:
+                    one.kill()
+                    raise
+            asked = None
+            sd.notify("WATCHDOG=1")
+
+
+def _refused(why: object) -> BackstopError:
+    return BackstopError(
+        f"iptables: {why}",
+        hint="has this kernel legacy iptables? iptables-legacy -L tells; "
+        f"the units need {DROP_IN} for it: smtp-guard.toml(5), kind",
+    )
+
+
+def _listing(program: str) -> list[str]:
+    """Give the filter table as iptables-save(8) has it. Raises BackstopError."""
+    try:
+        done = subprocess.run(
+            [program, "-t", "filter"],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_SECONDS,
+            check=False,
+            env={"PATH": _PATH},
+        )
+    except FileNotFoundError as error:
+        hint = "apt install iptables"
+        raise BackstopError(f"iptables: {error}", hint=hint) from None
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise BackstopError(f"iptables: {error}") from None
+    if done.returncode:
+        said = done.stderr.strip().splitlines()
+        raise _refused(said[-1] if said else f"{program}: {done.returncode}")
+    return done.stdout.splitlines()
+
+
+def _words(line: str) -> tuple[str, list[str]]:
+    """Give chain and words of a rule, also of one that a comment breaks in two."""
+    try:
+        _, chain, *words = shlex.split(line)
+    except ValueError:
+        _, chain, *words = line.split()
+    return chain, words
+
+
+def _ours(listing: list[str], chains: list[str], family: str) -> Iterator[str]:
+    behind: set[str] = set()
+    numbers: Counter[str] = Counter()
+    for line in listing:
+        if not line.startswith("-A "):
+            continue
+        chain, words = _words(line)
+        leads = any(
+            word in ("-j", "-g") and target in chains
+            for word, target in pairwise(words)
+        )
+        if chain in chains:
+            place = str(numbers[chain])
+            numbers[chain] += 1
+        elif leads:
+            place = _BEHIND if chain in behind else "first"
+        else:
+            behind.add(chain)
+            continue
+        yield f"{family} {chain} {place} {shlex.join(words)}"
 
 
 def _rule(

@@ -35,8 +35,6 @@ from guard.tables import guarded_ports, netns_cookie
 # RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_ROUTE, linux/rtnetlink.h: so may be the uplinks
 _RULE_NEWS = 1 << 7 - 1
 _ROUTE_NEWS = 0x40 | 0x400
-# Legacy iptables sends no news; and news can be lost.
-_LOOK_SECONDS = 60.0
 # Some firewalls change a set of theirs many times a second.
 _AGAIN_SECONDS = 1.0
 
@@ -45,6 +43,7 @@ class Backend(Protocol):
     """A way to have a lock in netfilter."""
 
     kind: str
+    look_seconds: float  # after which it is looked at without news
 
     def check(self, lock: Lock) -> None:
         """Raise BackstopError if it cannot be put in force."""
@@ -324,7 +323,7 @@ class Keeper:
         self._look_at = min(self._look_at, time.monotonic() + _AGAIN_SECONDS)
 
     def look(self) -> list[Check]:
-        """Compare, once a minute or after news; gives what somebody changed.
+        """Compare, now and then or after news; gives what somebody changed.
 
         A lock that has to be another by now, because an uplink came or a unit was
         started anew (no news tells of that), is put at once.
@@ -334,7 +333,7 @@ class Keeper:
         owner = self._lock is not None and self._lock.design is Design.OWNER
         if time.monotonic() < self._look_at and not (owner and self._is_other()):
             return self._wrong
-        self._look_at = time.monotonic() + _LOOK_SECONDS
+        self._look_at = time.monotonic() + self._backend.look_seconds
         try:
             self._wrong = list(self._compare())
         except GuardError as error:

@@ -37,6 +37,7 @@ class Nftables:
     """The tables of one guard in this network namespace."""
 
     kind = "nftables"
+    look_seconds = 60.0  # news can be lost
 
     def __init__(self, name: str) -> None:
         """Name the tables; raises BackstopError where there is no nftables."""

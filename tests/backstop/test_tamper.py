@@ -110,8 +110,8 @@ def test_it_is_put_back_and_told_once(
     with guardd.paused():
         change(ground)
         assert rules(ground) != before
-    # legacy iptables sends no news of changes: there it is looked at once a minute
-    until(lambda: bool(tampered(ground)), "the finding", 70)
+    # legacy iptables sends no news of changes: there it is looked at each ten seconds
+    until(lambda: bool(tampered(ground)), "the finding", 40)
     guardd.until(lambda: "changed by" not in guardd.status, "STATUS")
     assert rules(ground) == before and shut(ground)
     assert ground.ctl("verify", "--json").stdout.count('"in force, by') == 1

@@ -36,6 +36,7 @@ STAGES = [
     "tables",
     "checks",
     "needs",
+    "neighbours",
     "kernel",
     "serving",
     "trial",

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import mmap
+import os
 import socket
 from collections.abc import Iterator
 from functools import partial
@@ -128,6 +129,39 @@ def test_another_contract_version_is_replaced_with_nothing_between(
             stop[0] = 1
             ends = child.finish().value
     assert ends.keys() == {(MX4, 0), (MX6, errno.EPERM)}, ends
+
+
+def test_hooks_that_only_another_version_has_are_taken_out_and_told(
+    world: World, place: Place, tmp_path: Path
+) -> None:
+    """Left by a later version: it judges by rows that nobody can change any more."""
+    pins, cgroup = place
+    file = tmp_path / "policy.toml"
+    rule = f'[[rule]]\nname = "lawful"\nto = ["{MX4}"]\nverdict = "allow"\n'
+    file.write_text(f'mode = "enforce"\n{rule}[backstop]\nkind = "off"\n')
+    lawful, rogue = partial(plain, MX4), partial(plain, MX6)
+    with world.serve(world.mx, MX6), libbpf.Object(kernel.OBJECT) as later:
+        later.load()  # no row: it denies
+        folder = kernel.open_cgroup(cgroup)
+        pins.mkdir()
+        for name, hook in (("guard_later", "guard_connect4"), ("lsm_later",) * 2):
+            program = later.program(hook if hook in HOOKS else "guard_sockops")
+            link = libbpf.attach(program, folder, HOOKS.get(hook, 3))
+            libbpf.pin(link, pins / f"link-{name}")
+            os.close(link)
+        os.close(folder)
+        assert world.act(lawful, cgroup).errno == errno.EPERM, "the control"
+        start = bring_up(pins, cgroup, file)
+        assert sorted(start.guard.retired) == ["guard_later", "lsm_later"]
+        texts = [notice.message for notice in start.notices(file)]
+        assert any("taken out" in text and "guard_later" in text for text in texts)
+        assert world.act(lawful, cgroup).errno == 0
+        assert world.act(rogue, cgroup).errno == errno.EPERM
+        assert {pin.name for pin in pins.glob("link-*")} == {
+            f"link-{hook}" for hook in HOOKS
+        }
+        again = bring_up(pins, cgroup, file)
+        assert not again.guard.retired
 
 
 def test_what_is_open_over_another_contract_version_is_told_as_pre_existing(

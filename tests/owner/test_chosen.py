@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import errno
 import json
+from pathlib import Path
 
+import iptc
 import pytest
 
 from guard.errors import EX_NOPERM, EX_UNAVAILABLE
@@ -20,10 +22,28 @@ from tests.owner.conftest import Host, guardctl, rules_left
 # CAP_SYS_ADMIN stands for the two, capabilities(7)
 NO_BPF = "bpf,perfmon,sys_admin"
 REQUIRE = 'require = "bpf"\n'
+(NFTABLES,) = (str(path.resolve()) for path in Path("/lib").glob("*/libnftables.so.1"))
+IPTC = f"{Path(iptc.__file__).parent}/ip4tc.py"
 
 
-def start(host: Host, without: str = NO_BPF, *options: str) -> Guardd:
-    return Guardd(host.site, *options, netns=host.netns, without=without)
+def start(host: Host, without: str = NO_BPF, *options: str, within: str = "") -> Guardd:
+    more = {"netns": host.netns, "without": without, "within": within}
+    return Guardd(host.site, *options, **more)
+
+
+def hidden(host: Host, *files: str, by: str | Path = "/dev/null") -> str:
+    """Make a program that runs another where these files are not to be read.
+
+    by: what is read in their place.
+    """
+    path = host.site.folder / "hidden"
+    mounts = "".join(f"mount --bind {by} {file}\n" for file in files)
+    head = '#!/bin/sh\n[ "$HIDDEN" ] || exec env HIDDEN=1 unshare --mount "$0" "$@"\n'
+    path.write_text(
+        f'{head}set -e\n{mounts}export PYTHONDONTWRITEBYTECODE=1\nexec "$@"\n'
+    )
+    path.chmod(0o755)
+    return str(path)
 
 
 def policy(host: Host, head: str = "") -> None:
@@ -67,6 +87,63 @@ def test_it_refuses_where_that_is_asked_for(host: Host, by: str) -> None:
     assert "READY=1" not in guardd.messages
     assert host.connect().errno == 0
     assert rules_left() == ""
+
+
+def test_the_unit_waits_where_the_policy_requires_what_there_is_not(
+    host: Host,
+) -> None:
+    """By --wait: told once, not tried again, and no end for systemd to restart."""
+    policy(host, REQUIRE)
+    guardd = start(host, NO_BPF, "--wait").ready()
+    guardd.until(lambda: guardd.status.startswith("NOT IN FORCE"), "STATUS")
+    assert "this process lacks CAP_BPF" in guardd.status
+    was = guardd.messages.count("WATCHDOG=1")
+    guardd.until(
+        lambda: guardd.messages.count("WATCHDOG=1") > was + 5, "five seconds of it"
+    )
+    assert guardd.messages.count("READY=1") == 1, "it would try after two"
+    (told,) = host.findings("policy-refused")
+    assert "NOT IN FORCE" in told["MESSAGE"] and "lacks CAP_BPF" in told["MESSAGE"]
+    assert host.connect().errno == 0, "as it says"
+    assert 'require = "bpf"' in guardd.said()
+    policy(host)
+    guardd.until(lambda: host.connect().errno == errno.ECONNREFUSED, "the rules")
+    assert guardd.end() == 0
+
+
+def test_auto_takes_iptables_where_there_is_no_nftables(host: Host) -> None:
+    policy(host)
+    within = hidden(host, NFTABLES)
+    assert host.connect().errno == 0
+    guardd = start(host, within=within).ready()
+    assert host.connect().errno == errno.ECONNREFUSED
+    guardd.until(lambda: "rules of iptables" in guardd.status, "STATUS")
+    assert rules_left() and "table inet" not in rules_left()
+    assert guardd.end() == 0
+    assert guardctl(host, "unload").returncode == 0
+    assert host.connect().errno == 0 and rules_left() == ""
+
+
+def test_where_iptables_takes_its_time_it_is_waited_for(host: Host) -> None:
+    """On a host so busy that python-iptables takes longer than 20 s to begin."""
+    host.policy("iptables", "")
+    slow = host.site.folder / "slow.py"
+    slow.write_text(f"{Path(IPTC).read_text()}\nimport time\ntime.sleep(21)\n")
+    guardd = start(host, within=hidden(host, IPTC, by=slow))
+    guardd.until(lambda: "READY=1" in guardd.messages, "it to be in force", 110)
+    assert host.connect().errno == errno.ECONNREFUSED
+    ready = guardd.messages.index("READY=1")
+    assert guardd.messages[:ready].count("WATCHDOG=1") >= 4, "systemd may wait, too"
+    assert guardd.end() == 0
+
+
+def test_with_neither_it_waits_and_says_what_both_lack(host: Host) -> None:
+    policy(host)
+    guardd = start(host, NO_BPF, "--wait", within=hidden(host, NFTABLES, IPTC)).ready()
+    guardd.until(lambda: guardd.status.startswith("NOT IN FORCE"), "STATUS")
+    assert "libnftables" in guardd.status and "iptables: " in guardd.status
+    assert host.connect().errno == 0 and rules_left() == ""
+    assert guardd.end() == 0
 
 
 def test_a_policy_that_requires_more_is_refused_later_too(host: Host) -> None:

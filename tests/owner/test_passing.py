@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Kernel programs that could not be loaded for a while: tried again, and taken up.
+"""Kernel programs that could not be had for a while: tried again, and taken up.
 
 guardd has no descriptors left for the kernel's maps (EMFILE), until the test gives it
-more. The control is a want that lasts: capabilities, which no try brings back.
+more; or somebody else's program is where ours are to be attached, and lets none beside
+it (EPERM). The control is a want that lasts: capabilities, which no try brings back.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ from pathlib import Path
 
 import pytest
 
-from guard.errors import KernelError
+from guard.errors import EX_OSERR, EX_UNAVAILABLE, KernelError
 from guard.kernel import Guard
 from guard.needs import passes
 from tests.faults.site import Guardd
 from tests.kernel.world import MX4, SMTP
 from tests.owner.conftest import Host, guardctl
+from tests.tamper import others as act
 
 # Enough for Python, netfilter and the journal; our object has more maps than that.
 FEW = "prlimit --nofile=28:4096"
@@ -124,6 +126,54 @@ def test_what_passes_is_tried_again_and_nothing_opens_in_between(
     status = guardctl(host, "status")
     assert "without kernel programs" not in status.stdout, status
     assert not host.findings("tampered")
+
+
+@pytest.fixture(scope="session")
+def others(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return act.compiled(tmp_path_factory.mktemp("others"))
+
+
+def test_where_another_program_is_alone_the_rules_take_over_until_it_goes(
+    host: Host, loops: tuple[Loop, Loop], others: Path
+) -> None:
+    rogue, lawful = loops
+    with act.loaded(others, "guard_connect4") as program:
+        assert act.attach(program, host.site.cgroup, act.ALONE) == 0
+        guardd = start(host)
+        guardd.until(lambda: rogue.ends[-1:] == [0], "the control: it comes through")
+        guardd.ready()
+        guardd.until(lambda: rogue.ends[-1:] == [errno.ECONNREFUSED], "the rules")
+        closed, begun = len(rogue.ends), len(lawful.ends)
+        guardd.until(lambda: "tried again" in guardd.status, "STATUS")
+        assert "guard_connect4 cannot be attached beside" in guardd.status
+        assert f"at {host.site.cgroup}" in guardd.status
+        assert not host.site.pin_dir.exists(), "half a guard is none"
+        act.detach(program, host.site.cgroup)
+    guardd.until(lambda: programs(host), "kernel programs", 120)
+    guardd.until(lambda: rogue.ends[-1:] == [errno.EPERM], "their denial")
+    assert set(rogue.ends[closed:]) == {errno.ECONNREFUSED, errno.EPERM}
+    assert set(lawful.ends[begun:]) == {0}
+    told = [entry["MESSAGE"] for entry in host.findings("loaded")]
+    assert sum("can be loaded by now" in text for text in told) == 1, told
+
+
+def test_load_takes_the_rules_where_another_program_is_alone(
+    host: Host, others: Path
+) -> None:
+    host.policy("nftables", LAWFUL)
+    given = ("--policy", str(host.site.policy_file), "--cgroup", str(host.site.cgroup))
+    with act.loaded(others, "guard_connect4") as program:
+        assert host.connect(cgroup=host.site.cgroup).errno == 0
+        assert act.attach(program, host.site.cgroup, act.ALONE) == 0
+        only = guardctl(host, "load", "--design", "bpf", *given)
+        assert only.returncode == EX_UNAVAILABLE and "bpftool cgroup" in only.stderr
+        assert host.connect(cgroup=host.site.cgroup).errno == 0
+        loaded = guardctl(host, "load", *given)
+        assert loaded.returncode == 0 and "beside guard_connect4" in loaded.stdout
+        assert host.connect(cgroup=host.site.cgroup).errno == errno.ECONNREFUSED
+        act.detach(program, host.site.cgroup)
+    wrong = guardctl(host, "load", *given[:2], "--cgroup", str(host.site.policy_file))
+    assert wrong.returncode == EX_OSERR, "a wrong option is no want of the kernel's"
 
 
 def test_what_lasts_is_not_tried_again(host: Host) -> None:

@@ -77,6 +77,20 @@ def test_lintian_finds_an_error_where_there_is_one(tmp_path: Path) -> None:
     assert any("usr-local" in line for line in lintian_errors(made))
 
 
+def test_its_maintainer_is_one_and_at_nobodys_domain() -> None:
+    """RFC 2606 keeps .example: mail to it reaches no stranger."""
+    found = {
+        re.findall(rf"(?m)^{field} *(.*?)(?:  .*)?$", (CHECKOUT / name).read_text())[0]
+        for name, field in (
+            ("debian/control", "Maintainer:"),
+            ("debian/changelog", " --"),
+            ("debian/copyright", r"Copyright: \d+"),
+        )
+    }
+    (one,) = found
+    assert re.fullmatch(r"smtp-guard maintainers <[\w.-]+@[\w.-]+\.example>", one)
+
+
 def test_everything_of_the_checkout_is_in_it(tree: Path) -> None:
     inside = contents(tree)
     modules = "/usr/lib/smtp-guard"

@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.faults.site import Site, build_connects
-from tests.tamper.others import SOURCE
+from tests.tamper.others import compiled
 
 
 @pytest.fixture(scope="session")
@@ -20,17 +19,7 @@ def connects(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def others(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Compile the programs of others."""
-    target = tmp_path_factory.mktemp("others") / "others.bpf.o"
-    machine = subprocess.run(
-        ["gcc", "-print-multiarch"], stdout=subprocess.PIPE, text=True, check=True
-    ).stdout.strip()
-    subprocess.run(
-        ["clang", "-O2", "-g", "-target", "bpf", f"-I/usr/include/{machine}"]
-        + ["-c", str(SOURCE), "-o", str(target)],
-        check=True,
-    )
-    return target
+    return compiled(tmp_path_factory.mktemp("others"))
 
 
 @pytest.fixture

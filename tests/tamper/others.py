@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import os
 import struct
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,6 +21,20 @@ SOURCE = Path(__file__).with_name("others.bpf.c")
 ALONE, OVERRIDE, MULTI = 0, 1, 2
 CONNECT4 = HOOKS["guard_connect4"]
 _libbpf = ctypes.CDLL("libbpf.so.1", use_errno=True)
+
+
+def compiled(folder: Path) -> Path:
+    """Compile the programs of others into a folder."""
+    target = folder / "others.bpf.o"
+    machine = subprocess.run(
+        ["gcc", "-print-multiarch"], stdout=subprocess.PIPE, text=True, check=True
+    ).stdout.strip()
+    subprocess.run(
+        ["clang", "-O2", "-g", "-target", "bpf", f"-I/usr/include/{machine}"]
+        + ["-c", str(SOURCE), "-o", str(target)],
+        check=True,
+    )
+    return target
 
 
 @contextlib.contextmanager
@@ -50,6 +65,15 @@ def attach(program: int, cgroup: Path, flags: int) -> int:
     folder = os.open(cgroup, os.O_RDONLY)
     try:
         return -int(_libbpf.bpf_prog_attach(program, folder, CONNECT4, flags))
+    finally:
+        os.close(folder)
+
+
+def detach(program: int, cgroup: Path) -> None:
+    """Take away what attach() did."""
+    folder = os.open(cgroup, os.O_RDONLY)
+    try:
+        assert _libbpf.bpf_prog_detach2(program, folder, CONNECT4) == 0
     finally:
         os.close(folder)
 

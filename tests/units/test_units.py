@@ -95,6 +95,15 @@ def test_stopping_either_runs_nothing() -> None:
         assert "ExecStop" not in (UNITS / name).read_text()
 
 
+def test_where_nothing_can_be_put_in_force_there_is_no_storm_of_starts() -> None:
+    """guardd waits instead of ending, and what ends is not started again at once."""
+    service, load = ((UNITS / name).read_text() for name in (SERVICE, LOAD))
+    assert "\nExecStart=/usr/sbin/guardd --wait\n" in service
+    (pause,) = re.findall(r"^RestartSec=(\d+)$", service, re.M)
+    assert int(pause) >= 2
+    assert "\nType=oneshot\n" in load and "Restart" not in load
+
+
 def test_systemd_reads_sysusers_and_tmpfiles(tmp_path: Path) -> None:
     (tmp_path / "etc").mkdir()
     (tmp_path / "run").mkdir()

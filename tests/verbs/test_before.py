@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from guard import preexisting, sockdiag
+from guard import abi, preexisting, sockdiag
 from guard.finding import Finding, Kind, Notice
 from guard.force import Start, bring_up
 from guard.message import message
@@ -298,6 +298,25 @@ def test_adopting_a_guard_and_reloading_end_nothing(site: Site) -> None:
         assert site.ctl("policy", "apply").status in (0, 75)  # no guardd runs
         assert holder.fate() == "alive"
         assert not told.findings
+
+
+def test_what_a_guard_of_another_version_let_pass_is_not_ended(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lawful when it connected, as root; by what /proc says of it now it is denied."""
+    site.policy.write_text(ENFORCE + ALLOW_NOBODY.replace(str(NOBODY), "0") + ending())
+    assert site.load().status == 0
+    with holding(site.world.guarded, MX4, SMTP, uid=NOBODY) as holder:
+        monkeypatch.setattr(abi, "ABI", abi.ABI + 1)
+        answer = site.load()
+        assert "1 of them denied and left open: the guard of before" in answer.text
+        asked = ("who-connected", "--json", "--from-port", str(holder.port))
+        wait_until(lambda: "left-open" in site.ctl(*asked).text, "the finding")
+        assert holder.fate() == "alive"
+    with holding(site.world.guarded, MX4, SMTP, uid=NOBODY) as control:
+        assert site.ctl("unload").status == 0
+        assert "1 of them denied and ended" in site.load().text
+        assert control.fate() == "ECONNABORTED"
 
 
 # ---- the grace
