@@ -29,6 +29,7 @@ from guard.errors import (
     NoPrograms,
     NotPrivileged,
     PolicyError,
+    ThreadDied,
 )
 from guard.filewatch import FileWatch
 from guard.force import (
@@ -101,7 +102,7 @@ class Daemon(Service):
         if self._refused:
             self._watchman.refused()
         self._scribe = Scribe(self._guard, self._naming, self.echo)
-        self._scribe.start()
+        self.begin(self._scribe)
         makers = Makers(self._guard)
         self._witness = Witness(self._naming, self._scribe.tell, makers)
         if started.policy:
@@ -115,9 +116,8 @@ class Daemon(Service):
         )
         if started.policy:
             self._mail.serve(started.policy)
-        self._mail.start()
         self._handins = Handins(self._naming, self._scribe.tell)
-        self._handins.start()
+        self.begin(self._mail, self._handins)
         self._mail_record: dict[str, Any] = {}
         for notice in (*changed, *started.notices(options.policy)):
             self._scribe.tell(notice)
@@ -128,9 +128,9 @@ class Daemon(Service):
             self._guard.set_about(smart_host=self._smart_host.record())
         self.register(self._addresses, self._on_addresses)
         self.register(self._files, self._on_files)
-        Before(self._guard, lambda: self._policy, self._scribe.tell).follow()
+        before = Before(self._guard, lambda: self._policy, self._scribe.tell)
         self._requests = Requests(self._guard)
-        self._requests.follow()
+        self.begin(before, self._requests)
 
     def _on_addresses(self) -> None:
         self._addresses.drain()
@@ -373,7 +373,11 @@ def main(arguments: list[str] | None = None) -> None:
                 raise
             daemon = Waiting(options, error)
             daemon.start()
-        daemon.run()
+        try:
+            daemon.run()
+        except ThreadDied as error:
+            daemon.give_up(error)
+            raise
     except GuardError as error:
         name = "" if isinstance(error, NotPrivileged) else "guardd: "
         sys.stderr.write(f"{name}{error.report()}\n")

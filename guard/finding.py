@@ -38,6 +38,7 @@ class Kind(enum.Enum):
     WOULD_REJECT = "would-reject"
     LIMITED = "limited"
     HANDED_IN = "handed-in"
+    FAILED = "failed"
 
 
 @dataclass(frozen=True, slots=True)

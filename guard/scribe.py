@@ -25,6 +25,7 @@ from guard.kernel import Guard
 from guard.origin import Naming
 from guard.ring import LOSSES, Losses, Ring, finished_repeats
 from guard.touched import touched_notice
+from guard.worker import Worker
 
 _POLL_MS = 200
 # Events come in company: a wake-up for each would cost more than to write it.
@@ -36,8 +37,10 @@ _MOST_WAITING = 20_000  # findings that are not in the ring, some 2 KB each
 _FINISH_SECONDS = 2.0  # at the end, for what is in the ring; the rest stays there
 
 
-class Clerk(threading.Thread):
+class Clerk(Worker):
     """Writes to the journal what it is told, until told to stop."""
+
+    task = "writes the journal"
 
     def __init__(
         self,
@@ -48,7 +51,7 @@ class Clerk(threading.Thread):
 
         record is of what journald took and did not keep.
         """
-        super().__init__(name="scribe", daemon=True)
+        super().__init__("scribe")
         self._echo = echo
         self._delivery = Delivery(record or Forgetful(), self._say)
         self._notices: queue.SimpleQueue[Found] = queue.SimpleQueue()
@@ -94,7 +97,7 @@ class Clerk(threading.Thread):
         self.join(seconds)
         return not self.is_alive()
 
-    def run(self) -> None:
+    def work(self) -> None:
         """Thread body."""
         while not self._stopping.is_set():
             with contextlib.suppress(queue.Empty):
@@ -166,7 +169,7 @@ class Scribe(Clerk):
         self._everything = everything
         return super().stop(seconds)
 
-    def run(self) -> None:
+    def work(self) -> None:
         """Thread body."""
         look_at = time.monotonic()
         while not self._stopping.is_set():

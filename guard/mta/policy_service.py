@@ -35,6 +35,7 @@ from guard.mta.listener import Listener
 from guard.mta.origintoken import HEADER, Keys
 from guard.origin import Naming
 from guard.policy.model import Policy
+from guard.worker import Worker
 
 End = tuple[str, int]
 _LOOK_SECONDS = 1.0  # is the socket still there?
@@ -48,8 +49,10 @@ _DUNNO = answer("DUNNO")
 _MOST_TOKENS = 2048
 
 
-class PolicyService(threading.Thread):
+class PolicyService(Worker):
     """Answers at a socket until told to stop."""
+
+    task = "answers Postfix"
 
     def __init__(
         self,
@@ -63,7 +66,7 @@ class PolicyService(threading.Thread):
 
         is_own tells whether an address is this host's; counts is the file of Counts.
         """
-        super().__init__(name="policy-service", daemon=True)
+        super().__init__("policy-service")
         self._find, self._naming, self._tell = find, naming, tell
         self._counts = Counts(counts)
         self._admission = Admission(naming, is_own, self._counts)
@@ -89,8 +92,6 @@ class PolicyService(threading.Thread):
     @property
     def trouble(self) -> str:
         """Why Postfix gets no answer; "" when it does, or is not to."""
-        if self.ident is not None and not self.is_alive():
-            return "the thread that answers has ended by itself"
         return self._trouble
 
     @property
@@ -107,7 +108,7 @@ class PolicyService(threading.Thread):
         self._stopping.set()
         self.join(seconds)
 
-    def run(self) -> None:
+    def work(self) -> None:
         """Thread body."""
         look_at = 0.0
         try:

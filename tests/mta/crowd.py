@@ -245,9 +245,8 @@ def differences(truth: dict[str, Truth], answers: Answers) -> dict[str, str]:
     wrong = {}
     for queue_id, one in truth.items():
         rows = answers.get(queue_id, [])
-        if len(rows) != 1:
-            wrong[queue_id] = f"{len(rows)} answers"
-        elif what := _differs(one, rows[0]):
+        what = _differs(one, rows[0]) if len(rows) == 1 else f"{len(rows)} answers"
+        if what:
             wrong[queue_id] = f"{one.origin.kind}, {one.sender}: {what}"
     return wrong
 
