@@ -46,6 +46,7 @@ from guard.makers import Makers
 from guard.mta.handins import Handins
 from guard.mta.limits import counts_file
 from guard.mta.losses import messages_lost, not_answered
+from guard.mta.owed import Owed, owed_file
 from guard.mta.policy_service import PolicyService
 from guard.ownerrules import no_programs, not_served, state_file
 from guard.pins import DEFAULT_PIN_DIR
@@ -101,7 +102,8 @@ class Daemon(Service):
         self._refused = started.refused is not None
         if self._refused:
             self._watchman.refused()
-        self._scribe = Scribe(self._guard, self._naming, self.echo)
+        owed = Owed(owed_file(options.pin_dir))
+        self._scribe = Scribe(self._guard, self._naming, self.echo, owed)
         self.begin(self._scribe)
         makers = Makers(self._guard)
         self._witness = Witness(self._naming, self._scribe.tell, makers)
@@ -110,7 +112,7 @@ class Daemon(Service):
         self._mail = PolicyService(
             self._guard.sender,
             self._naming,
-            self._scribe.tell,
+            self._scribe,
             lambda address: is_own(address, self._own),
             counts_file(options.pin_dir),
         )
@@ -121,8 +123,7 @@ class Daemon(Service):
         self._mail_record: dict[str, Any] = {}
         for notice in (*changed, *started.notices(options.policy)):
             self._scribe.tell(notice)
-        if lost := self._guard.about().get("mail", {}).get("waiting"):
-            self._scribe.tell(messages_lost(int(lost)))
+        self._tell_lost(owed)
         if started.policy:
             self.relay_by(started.policy)
             self._guard.set_about(smart_host=self._smart_host.record())
@@ -231,6 +232,16 @@ class Daemon(Service):
         if self._keeper.lacking:
             parts.append(f"no second lock: {self._keeper.why}")
         self.say(parts)
+
+    def _tell_lost(self, owed: Owed) -> None:
+        """Tell of messages that were not written when the last guardd was ended."""
+        if owed.left:
+            self._scribe.tell_expected(messages_lost(owed.left))
+        elif owed.trouble:
+            sys.stderr.write(f"guardd: {owed.trouble}: of messages within a second of")
+            sys.stderr.write(" its end the next guardd will not know\n")
+            if lost := self._guard.about().get("mail", {}).get("waiting"):
+                self._scribe.tell(messages_lost(int(lost)))
 
     def _record_mail(self) -> None:
         """Have status, and the next guardd, know what became of messages."""

@@ -160,6 +160,8 @@ class Message:
     reason: str = ""  # of the answer: one of REASONS, "" where there is none
     limit: str = ""  # the name of the limit that it is beyond
     token: str = ""  # in its header
+    messages: int = 1  # more: REJECTED, the first of so many of one origin
+    last_us: int = 0  # likewise: CLOCK_REALTIME of the last of them
 
 
 MAIL = frozenset((Kind.MESSAGE, Kind.REJECTED, Kind.WOULD_REJECT))

@@ -22,10 +22,12 @@ from typing import Any
 from tests.kernel.phphost import Asking
 from tests.lab import Lab, wait_until
 from tests.lab.lab import HOST4, PATIENCE
+from tests.mta.desk import LOG
 from tests.mta.mailhost import PASSWORD
 from tests.mta.programs import PROGRAMS
 
 MESSAGES = 2000
+JOINED = "joined by port and time"
 Answers = dict[str, list[dict[str, Any]]]  # rows of who-sent, by queue id
 # kind of program, host and port it sends to, origins of it, messages of each
 _KINDS = (
@@ -66,17 +68,25 @@ pm = static
 pm.max_children = 1
 catch_workers_output = yes
 """
-# Asks the library what guardctl who-sent asks it, for every queue id of its input.
-_ASK = """\
-import sys
+# Asks the library what guardctl who-sent asks it, for every queue id of its input. Of
+# the log it gets the lines of that queue id: to go through all each time takes minutes.
+_ASK = f"""\
+import re, sys
+from collections import defaultdict
+from pathlib import Path
 from guard.cli.who_sent import _row
+from guard.mta.maillog import files
 from guard.mta.senders import senders
 from guard.query import Filter, Journal
 from guard.text import json_text
 def torn(error): raise error
-journal = Journal()
+journal, log = Journal(), defaultdict(list)
+for line in files((Path("{LOG}"),))():
+    for word in set(re.findall(r"\\w+", line.text)):
+        log[word].append(line)
 for line in sys.stdin:
-    for sent in senders(line.strip(), journal, lambda: iter(()), Filter(), torn):
+    name = line.strip()
+    for sent in senders(name, journal, lambda: iter(log[name]), Filter(), torn):
         print(json_text(_row(sent)), flush=True)
 """
 
@@ -228,6 +238,14 @@ def queue_ids(log: str, sent: list[Truth]) -> dict[str, Truth]:
     return {queue_id: by_sender[sender] for queue_id, sender in ids}
 
 
+def unanswered(log: str) -> int:
+    """Count the questions that Postfix had no answer to in its two seconds.
+
+    On a machine with ten times as much to do as it can; such a message is joined.
+    """
+    return log.count("warning: problem talking to server")
+
+
 def ask(lab: Lab, ids: list[str]) -> Answers:
     """Give who-sent's rows for these queue ids."""
     out = lab.check(
@@ -264,6 +282,8 @@ def _differs(one: Truth, row: dict[str, Any]) -> str:
             return f"no origin: {row['why']}"
         want = {"how": "told by the mail server", "sender": one.sender}
         have = {"how": row["how"], "sender": row["sender"]}
+        if row["how"] == JOINED:  # see unanswered()
+            del want["how"], want["sender"]
         want["port"], have["port"] = str(origin.port), str(by["dst"]["port"])
         if origin.script:
             want["script"], have["script"] = origin.script, by["script"]

@@ -102,6 +102,8 @@ def test_every_queue_id_leads_to_its_origin(
     for queue_id, one in sent.items():  # the log says what the clients were told
         assert one.queue_id in ("", queue_id)
     assert crowd.differences(sent, answers) == {}
+    joined = [rows for rows in answers.values() if rows[0]["how"] == crowd.JOINED]
+    assert len(joined) <= crowd.unanswered(desk.postfix.log())
 
 
 def test_they_were_at_it_at_once(desk: Desk, sent: dict[str, Truth]) -> None:
