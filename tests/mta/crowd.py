@@ -22,7 +22,6 @@ from typing import Any
 from tests.kernel.phphost import Asking
 from tests.lab import Lab, wait_until
 from tests.lab.lab import HOST4, PATIENCE
-from tests.mta.desk import LOG
 from tests.mta.mailhost import PASSWORD
 from tests.mta.programs import PROGRAMS
 
@@ -70,7 +69,7 @@ catch_workers_output = yes
 """
 # Asks the library what guardctl who-sent asks it, for every queue id of its input. Of
 # the log it gets the lines of that queue id: to go through all each time takes minutes.
-_ASK = f"""\
+_ASK = """\
 import re, sys
 from collections import defaultdict
 from pathlib import Path
@@ -81,7 +80,7 @@ from guard.query import Filter, Journal
 from guard.text import json_text
 def torn(error): raise error
 journal, log = Journal(), defaultdict(list)
-for line in files((Path("{LOG}"),))():
+for line in files(tuple(map(Path, sys.argv[1:])))():
     for word in set(re.findall(r"\\w+", line.text)):
         log[word].append(line)
 for line in sys.stdin:
@@ -246,10 +245,10 @@ def unanswered(log: str) -> int:
     return log.count("warning: problem talking to server")
 
 
-def ask(lab: Lab, ids: list[str]) -> Answers:
-    """Give who-sent's rows for these queue ids."""
+def ask(lab: Lab, ids: list[str], *logs: str) -> Answers:
+    """Give who-sent's rows for these queue ids; logs are files that it may read."""
     out = lab.check(
-        ["python3", "-c", _ASK], "\n".join(ids), unit="user.slice", timeout=120
+        ["python3", "-c", _ASK, *logs], "\n".join(ids), unit="user.slice", timeout=120
     )
     found: Answers = {queue_id: [] for queue_id in ids}
     for line in out.splitlines():

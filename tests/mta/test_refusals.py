@@ -3,11 +3,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -38,16 +36,18 @@ name = "named"
 user = "games"
 verdict = "allow"
 """
-# Sends until it has tried so often, whatever it is answered.
+# Tries again, whatever it is answered: nine times on a connection, as smtpd is slow
+# with whoever makes ten errors (postconf(5), smtpd_soft_error_limit).
 CLIENT = """\
 import smtplib, sys
-with smtplib.SMTP("127.0.0.1", 25, timeout=300) as mail:
-    mail.ehlo("x")
-    for number in range(int(sys.argv[1])):
-        mail.mail("app@host.example.net"), mail.rcpt("somebody@volume.example")
-        code, said = mail.data("Subject: x\\r\\n\\r\\nhello\\r\\n")
-        print(code, said)
-        mail.rset()
+for _ in range(int(sys.argv[1])):
+    with smtplib.SMTP("127.0.0.1", 25, timeout=300) as mail:
+        mail.ehlo("x")
+        for number in range(9):
+            mail.mail("app@host.example.net"), mail.rcpt("somebody@example.org")
+            code, said = mail.data("Subject: x\\r\\n\\r\\nhello\\r\\n")
+            print(code, said)
+            mail.rset()
 """
 
 
@@ -131,41 +131,37 @@ def test_origins_without_end(
 
 
 def test_the_sum_reads_as_it_was_written() -> None:
-    found = dataclasses.replace(refused(), messages=17, last_us=refused().time_us)
+    found = refused()
     entry = dict(line.split("=", 1) for line in lines(found))
     assert read(entry) == found
     assert "rejected" in entry["MESSAGE"] or "17 messages more" in entry["MESSAGE"]
     assert entry["SMTPGUARD_MESSAGES"] == "17"
 
 
-def rows(desk: Desk, pid: int) -> list[dict[str, Any]]:
-    return desk.mail(pid)
-
-
 def test_a_client_that_is_refused_in_a_loop(desk: Desk) -> None:
     """By a real Postfix: refused for no login, and held beyond a limit."""
     desk.guard.apply(POLICY + LOGIN)
-    done = desk.run(["/usr/bin/python3", "-c", CLIENT, "300"], timeout=300)
-    assert done.stdout.count("554 ") == 300, done.stdout[-500:]
+    done = desk.run(["/usr/bin/python3", "-c", CLIENT, "20"], timeout=300)
+    assert done.stdout.count("554 ") == 180, done.stdout[-500:]
 
     def summed() -> int:
-        return sum(one["messages"] for one in rows(desk, done.pid))
+        return sum(one["messages"] for one in desk.mail(done.pid))
 
-    wait_until(lambda: summed() >= 300, "300 refused messages in the journal")
-    assert summed() == 300
-    found = rows(desk, done.pid)
-    assert len(found) < 150 and {one["kind"] for one in found} == {"rejected"}
+    wait_until(lambda: summed() >= 180, "180 refused messages in the journal")
+    assert summed() == 180
+    found = desk.mail(done.pid)
+    assert len(found) < 90 and {one["kind"] for one in found} == {"rejected"}
     [planned] = [
         line
         for line in desk.guard.ctl("plan", "--json").stdout.splitlines()
         if "www-data" in line
     ]
-    assert '"count":300' in planned.replace(" ", "")
+    assert '"count":180' in planned.replace(" ", "")
     # what is held was taken: each has its queue id, and its entry
-    done = desk.run(["/usr/bin/python3", "-c", CLIENT, "30"], user="games", timeout=300)
+    done = desk.run(["/usr/bin/python3", "-c", CLIENT, "3"], user="games", timeout=300)
     ids = desk.ids_of(done.stdout)
-    assert len(ids) == 30
+    assert len(ids) == 27
     for queue_id in ids:
         assert desk.told(queue_id)["origin"]["pid"] == done.pid
-    held = [one for one in rows(desk, done.pid) if one["answer"] == "hold"]
-    assert len(held) == 20 and {one["messages"] for one in held} == {1}
+    held = [one for one in desk.mail(done.pid) if one["answer"] == "hold"]
+    assert len(held) == 17 and {one["messages"] for one in held} == {1}
