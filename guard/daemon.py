@@ -29,6 +29,7 @@ from guard.errors import (
     NoPrograms,
     NotPrivileged,
     PolicyError,
+    ThreadDied,
 )
 from guard.filewatch import FileWatch
 from guard.force import (
@@ -45,6 +46,7 @@ from guard.makers import Makers
 from guard.mta.handins import Handins
 from guard.mta.limits import counts_file
 from guard.mta.losses import messages_lost, not_answered
+from guard.mta.owed import Owed, owed_file
 from guard.mta.policy_service import PolicyService
 from guard.ownerrules import no_programs, not_served, state_file
 from guard.pins import DEFAULT_PIN_DIR
@@ -100,8 +102,9 @@ class Daemon(Service):
         self._refused = started.refused is not None
         if self._refused:
             self._watchman.refused()
-        self._scribe = Scribe(self._guard, self._naming, self.echo)
-        self._scribe.start()
+        owed = Owed(owed_file(options.pin_dir))
+        self._scribe = Scribe(self._guard, self._naming, self.echo, owed)
+        self.begin(self._scribe)
         makers = Makers(self._guard)
         self._witness = Witness(self._naming, self._scribe.tell, makers)
         if started.policy:
@@ -109,28 +112,26 @@ class Daemon(Service):
         self._mail = PolicyService(
             self._guard.sender,
             self._naming,
-            self._scribe.tell,
+            self._scribe,
             lambda address: is_own(address, self._own),
             counts_file(options.pin_dir),
         )
         if started.policy:
             self._mail.serve(started.policy)
-        self._mail.start()
         self._handins = Handins(self._naming, self._scribe.tell)
-        self._handins.start()
+        self.begin(self._mail, self._handins)
         self._mail_record: dict[str, Any] = {}
         for notice in (*changed, *started.notices(options.policy)):
             self._scribe.tell(notice)
-        if lost := self._guard.about().get("mail", {}).get("waiting"):
-            self._scribe.tell(messages_lost(int(lost)))
+        self._tell_lost(owed)
         if started.policy:
             self.relay_by(started.policy)
             self._guard.set_about(smart_host=self._smart_host.record())
         self.register(self._addresses, self._on_addresses)
         self.register(self._files, self._on_files)
-        Before(self._guard, lambda: self._policy, self._scribe.tell).follow()
+        before = Before(self._guard, lambda: self._policy, self._scribe.tell)
         self._requests = Requests(self._guard)
-        self._requests.follow()
+        self.begin(before, self._requests)
 
     def _on_addresses(self) -> None:
         self._addresses.drain()
@@ -231,6 +232,16 @@ class Daemon(Service):
         if self._keeper.lacking:
             parts.append(f"no second lock: {self._keeper.why}")
         self.say(parts)
+
+    def _tell_lost(self, owed: Owed) -> None:
+        """Tell of messages that were not written when the last guardd was ended."""
+        if owed.left:
+            self._scribe.tell_expected(messages_lost(owed.left))
+        elif owed.trouble:
+            sys.stderr.write(f"guardd: {owed.trouble}: of messages within a second of")
+            sys.stderr.write(" its end the next guardd will not know\n")
+            if lost := self._guard.about().get("mail", {}).get("waiting"):
+                self._scribe.tell(messages_lost(int(lost)))
 
     def _record_mail(self) -> None:
         """Have status, and the next guardd, know what became of messages."""
@@ -373,7 +384,11 @@ def main(arguments: list[str] | None = None) -> None:
                 raise
             daemon = Waiting(options, error)
             daemon.start()
-        daemon.run()
+        try:
+            daemon.run()
+        except ThreadDied as error:
+            daemon.give_up(error)
+            raise
     except GuardError as error:
         name = "" if isinstance(error, NotPrivileged) else "guardd: "
         sys.stderr.write(f"{name}{error.report()}\n")

@@ -159,8 +159,8 @@ class SockDiagError(GuardError):
     exit_status = EX_OSERR
 
 
-class ScribeDied(GuardError):
-    """the thread that writes the journal has ended by itself, see above"""
+class ThreadDied(GuardError):
+    """the thread that {0} has ended by itself: {1}"""
 
     exit_status = EX_SOFTWARE
 

@@ -38,6 +38,7 @@ class Kind(enum.Enum):
     WOULD_REJECT = "would-reject"
     LIMITED = "limited"
     HANDED_IN = "handed-in"
+    FAILED = "failed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +160,8 @@ class Message:
     reason: str = ""  # of the answer: one of REASONS, "" where there is none
     limit: str = ""  # the name of the limit that it is beyond
     token: str = ""  # in its header
+    messages: int = 1  # more: REJECTED, the first of so many of one origin
+    last_us: int = 0  # likewise: CLOCK_REALTIME of the last of them
 
 
 MAIL = frozenset((Kind.MESSAGE, Kind.REJECTED, Kind.WOULD_REJECT))

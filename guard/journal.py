@@ -71,11 +71,12 @@ MESSAGE_IDS: dict[Kind, str] = {
     Kind.WOULD_REJECT: "35f2ff00b54a4bc2aec247953618fae0",
     Kind.LIMITED: "0edaabf43b544256aea99c6779cefd6b",
     Kind.HANDED_IN: "e533fbaffb064b92ad5b61a3f6c9b106",
+    Kind.FAILED: "c41f1e4256024363b0e4a0f1b0dae388",
 }
 NOTICES = frozenset(
     (Kind.LOST, Kind.POLICY_LOADED, Kind.POLICY_REFUSED, Kind.LOADED, Kind.UNLOADED)
     + (Kind.TAMPERED, Kind.ENROLLED, Kind.CLOCK_SET, Kind.LIMITED)
-    + (Kind.HANDED_IN, Kind.SMART_HOST)
+    + (Kind.HANDED_IN, Kind.SMART_HOST, Kind.FAILED)
 )
 _KINDS = {kind.value: kind for kind in Kind}
 

@@ -54,6 +54,9 @@ def message_lines(found: Message) -> list[str]:
     for attribute, name, plain in _LATER:
         if (value := getattr(found, attribute)) != plain:
             lines.append(f"{name}={value}")
+    if found.messages != 1:
+        lines.append(f"SMTPGUARD_MESSAGES={found.messages}")
+        lines.append(f"SMTPGUARD_LAST_MESSAGE_US={found.last_us}")
     if found.unknown:
         lines.append(f"SMTPGUARD_UNKNOWN={found.unknown}")
     return lines
@@ -87,6 +90,8 @@ def read_message(
         server=end("SERVER", entry) if "SMTPGUARD_SERVER_ADDR" in entry else None,
         origin=origin,
         unknown=unknown,
+        messages=number(entry.get("SMTPGUARD_MESSAGES", b"1")),
+        last_us=time_us(entry.get("SMTPGUARD_LAST_MESSAGE_US", b"0")),
         **{attribute: how(entry[name]) for attribute, name, how in _COLUMNS},
         **later,
     )

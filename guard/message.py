@@ -89,6 +89,9 @@ def _mail_lead(found: Message) -> str:
 def mail_message(found: Message) -> str:
     """Say in one printable line which message came from whom."""
     text = f"{_mail_lead(found)}message {found.queue_id or 'of no queue'}"
+    if found.messages > 1:
+        text = f"{_mail_lead(found)}{found.messages} messages more, the first"
+        text += f" {found.queue_id or 'of no queue'}"
     text += f" from <{found.sender}>"
     text += f", {found.recipients} recipients, {found.size} bytes"
     if found.sasl_user:

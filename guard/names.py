@@ -13,7 +13,6 @@ passed. So what was lawful a moment ago is lawful still when the name changes.
 from __future__ import annotations
 
 import ipaddress
-import json
 import os
 import select
 import signal
@@ -27,14 +26,17 @@ import dns.exception
 import dns.resolver
 
 from guard.filewatch import FileWatch
-from guard.policy.model import Address, SmartHost
+from guard.policy.model import Address, Known, SmartHost
 from guard.policy.smarthost import (
     ANSWERS,
     ASKED,
     LOOKED,
     MAX_ADDRESSES,
     MAX_HELD,
+    MAX_TTL,
+    answer_of,
     by_family,
+    held_before,
     is_usable,
     read_known,
     smart_host_of,
@@ -44,7 +46,6 @@ from guard.text import printable
 # Seconds between two questions. A resolver that caches is asked again when its answer
 # runs out; one that does not may have news at any time.
 _SOONEST, _LATEST = 1.0, 10.0
-_MAX_TTL = 86_400.0  # an answer that says more is not believed for longer
 _QUESTION_SECONDS, _ROUND_SECONDS = 8.0, 30.0
 _MAX_EXCHANGES = 10
 _FAMILIES = {4: "A", 6: "AAAA"}
@@ -73,7 +74,7 @@ class Lookup:
 
     def ask(self) -> Answer:
         """Ask all that is to be asked; what fails is in the answer."""
-        names = self._exchanges() if self._host.mx else {self._host.host: _MAX_TTL}
+        names = self._exchanges() if self._host.mx else {self._host.host: MAX_TTL}
         for name, ttl in names.items():
             for version in _FAMILIES:
                 self._addresses(name, ttl, version)
@@ -93,7 +94,7 @@ class Lookup:
             search=False,
             lifetime=max(0.1, min(_QUESTION_SECONDS, self._end - time.monotonic())),
         )
-        ttl = min(_MAX_TTL, float(found.chaining_result.minimum_ttl))
+        ttl = min(MAX_TTL, float(found.chaining_result.minimum_ttl))
         return (list(found.rrset) if found.rrset else []), ttl
 
     def _exchanges(self) -> dict[str, float]:
@@ -114,7 +115,7 @@ class Lookup:
         if "." in names or "@" in names:  # RFC 7505: it takes no mail
             self._answer.failed = dict.fromkeys(_FAMILIES, "its MX record is null")
             return {}
-        return dict.fromkeys(names[:_MAX_EXCHANGES], ttl) or {host: _MAX_TTL}
+        return dict.fromkeys(names[:_MAX_EXCHANGES], ttl) or {host: MAX_TTL}
 
     def _addresses(self, name: str, most: float, version: int) -> None:
         answer = self._answer
@@ -147,6 +148,7 @@ class Held:
     def __init__(self, known: dict[Address, float] | None = None) -> None:
         """Begin with these and the time (CLOCK_BOOTTIME, s) until which they hold."""
         self.until = dict(known or {})
+        self.ttls: dict[Address, float] = {}  # the longest of each, seconds
         self.notes: list[str] = []
 
     def take(self, answer: Answer, now: float) -> float:
@@ -162,6 +164,7 @@ class Held:
             again = min(again, 5 * _SOONEST)
         for address, ttl in named.items():
             self.until[address] = now + ttl + again
+            self.ttls[address] = max(ttl, self.ttls.get(address, 0.0))
         for address, until in list(self.until.items()):
             if address in named:
                 continue
@@ -188,8 +191,24 @@ class Held:
         extra = len(self.until) - MAX_HELD
         for address in sorted(self.until, key=lambda a: self.until[a])[: max(0, extra)]:
             del self.until[address]
+        self.ttls = {a: ttl for a, ttl in self.ttls.items() if a in self.until}
         if extra > 0:
             self.notes.append(f"{extra} addresses are forgotten before their TTL")
+
+
+def held_still(host: SmartHost) -> Held:
+    """Give the addresses that a run before this one held, each for its TTL once more.
+
+    What it was asked when it ended is not known: nobody goes by an answer for longer.
+    """
+    held = Held()
+    now = time.clock_gettime(time.CLOCK_BOOTTIME)
+    for known in (held_before(host) or Known(), read_known(host)):
+        for address, ttl in zip(known.addresses, known.ttls, strict=False):
+            held.ttls[address] = max(ttl, held.ttls.get(address, 0.0))
+        for address in known.addresses:
+            held.until[address] = now + held.ttls.get(address, 0.0) + _LATEST
+    return held
 
 
 class Names:
@@ -206,7 +225,8 @@ class Names:
     def round(self) -> float | None:
         """Look it up once; gives in how many seconds to do so again, None: end."""
         try:
-            host = smart_host_of(self._asked.read_text()[:300].strip(), "asked")
+            name = self._asked.read_text().partition("\n")[0]
+            host = smart_host_of(name[:300].strip(), "asked")
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
@@ -215,9 +235,7 @@ class Names:
             return _LATEST
         if host != self._host:
             self._host = host
-            known = read_known(host).addresses  # of a run before this one
-            until = time.clock_gettime(time.CLOCK_BOOTTIME) + _LATEST
-            self._held = Held(dict.fromkeys(known, until))
+            self._held = held_still(host)
         answer = Lookup(host).ask()
         now = time.clock_gettime(time.CLOCK_BOOTTIME)
         again = self._held.take(answer, now)
@@ -225,21 +243,17 @@ class Names:
         return again
 
     def _leave(self, host: SmartHost, answer: Answer) -> None:
-        addresses = sorted(self._held.until, key=by_family)
+        addresses = tuple(sorted(self._held.until, key=by_family))
         failed = [f"{_FAMILIES[v]}: {why}" for v, why in answer.failed.items()]
         error = "; ".join(dict.fromkeys(failed + self._held.notes))
-        record = {
-            "name": str(host),
-            "addresses": list(map(str, addresses)),
-            "error": error,
-        }
-        text = json.dumps(record)
+        ttls = tuple(self._held.ttls.get(address, 0.0) for address in addresses)
+        text = answer_of(host, Known(addresses, error, ttls))
         try:
             self._asked_at.touch(0o644)  # somebody looks it up
             if text != self._written:  # guardd looks whenever this one changes
                 _write(self._answers, text)
                 self._written = text
-                found = ", ".join(record["addresses"]) or "no address"
+                found = ", ".join(map(str, addresses)) or "no address"
                 _say(f"{host}: {found}" + (f"; {error}" if error else ""))
         except OSError as problem:
             _say(f"{problem.filename or self._answers}: {problem.strerror}")

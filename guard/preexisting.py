@@ -15,7 +15,6 @@ import errno
 import functools
 import ipaddress
 import os
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -35,6 +34,7 @@ from guard.policy.files import stat_identify
 from guard.privileges import Capability, missing
 from guard.procfs import finding, look
 from guard.sockdiag import SYN_SENT, Connection, connections, destroy, is_any_open
+from guard.worker import Worker
 
 Tell = Callable[[Finding | Notice], None]
 
@@ -174,30 +174,28 @@ def end(older: Iterable[Older]) -> Iterator[Finding]:
         )
 
 
-class Before:
+class Before(Worker):
     """Tells once of the connections that are older than a guard, and ends them.
 
     What is still to do stands in the guard's record, so that one process may
-    begin it (guardctl load, at boot) and another finish it (guardd).
+    begin it (guardctl load, at boot) and another finish it (guardd). A thread, to be
+    started when the guard is in force: listing does not delay that, and a grace waits.
     """
+
+    task = "tells of connections that are older than the guard"
 
     def __init__(
         self, guard: Guard, policy: Callable[[], Policy | None], tell: Tell
     ) -> None:
         """policy gives the one in force; tell has a finding written."""
+        super().__init__("before")
         self._guard = guard
         self._policy = policy
         self._tell = tell
         self._to_end: set[int] = set()  # cookies
 
-    def follow(self) -> None:
-        """Do it all in a thread, which waits as long as the grace takes.
-
-        After the guard is in force, so that listing does not delay that.
-        """
-        threading.Thread(target=self._follow, name="before", daemon=True).start()
-
-    def _follow(self) -> None:
+    def work(self) -> None:
+        """Do it all, which takes as long as the grace does."""
         self.begin()
         due = self._due_ns()
         if due is not None:

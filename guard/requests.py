@@ -29,6 +29,7 @@ from guard.pins import pin_anew
 from guard.policy.files import is_trusted
 from guard.script import program_of
 from guard.tables import MAPS
+from guard.worker import Worker
 
 OBJECT = Path(__file__).with_name("php.bpf.o")
 PIN = "php-"  # and name of _File, place in the file, program
@@ -60,11 +61,14 @@ class _File:
     path: Path
 
 
-class Requests:
+class Requests(Worker):
     """Keeps our programs attached to every PHP, in a thread of its own."""
 
+    task = "follows PHP"
+
     def __init__(self, guard: Guard, seconds: float = _LOOK_SECONDS) -> None:
-        """Look every so many seconds, once follow() is called."""
+        """Look every so many seconds, for as long as this process lives."""
+        super().__init__("requests")
         self._guard = guard
         self._seconds = seconds
         self._object: libbpf.Object | None = None
@@ -72,23 +76,14 @@ class Requests:
         self._attached: set[str] = set()  # names of _File
         self._without: set[str] = set()  # have no probe
         self._trouble = ""
-        self._thread: threading.Thread | None = None
 
     @property
     def trouble(self) -> str:
         """Why requests are not told; "" when they are."""
-        if self._thread and not self._thread.is_alive():
-            return "the thread that looks has ended by itself"
         return self._trouble
 
-    def follow(self) -> None:
-        """Look now, and then again and again for as long as this process lives."""
-        self._thread = threading.Thread(
-            target=self._follow, name="requests", daemon=True
-        )
-        self._thread.start()
-
-    def _follow(self) -> None:
+    def work(self) -> None:
+        """Thread body."""
         end = threading.Event()
         while True:
             self.look()

@@ -19,12 +19,14 @@ from guard.abi import Counter, EventKind
 from guard.delivery import Delivery, Forgetful, Record
 from guard.errors import GuardError, TornEvent
 from guard.event import Event
-from guard.finding import Kind, Notice
+from guard.finding import Kind, Message, Notice
 from guard.journal import Found
 from guard.kernel import Guard
+from guard.mta.owed import Owed
 from guard.origin import Naming
 from guard.ring import LOSSES, Losses, Ring, finished_repeats
 from guard.touched import touched_notice
+from guard.worker import Worker
 
 _POLL_MS = 200
 # Events come in company: a wake-up for each would cost more than to write it.
@@ -36,19 +38,23 @@ _MOST_WAITING = 20_000  # findings that are not in the ring, some 2 KB each
 _FINISH_SECONDS = 2.0  # at the end, for what is in the ring; the rest stays there
 
 
-class Clerk(threading.Thread):
+class Clerk(Worker):
     """Writes to the journal what it is told, until told to stop."""
+
+    task = "writes the journal"
 
     def __init__(
         self,
         echo: Callable[[Found], None],
         record: Record | Forgetful | None = None,
+        owed: Owed | None = None,
     ) -> None:
         """Begin with nothing to write; echo is called with all that is written.
 
-        record is of what journald took and did not keep.
+        record is of what journald took and did not keep, owed of the messages that
+        are still to be written.
         """
-        super().__init__(name="scribe", daemon=True)
+        super().__init__("scribe")
         self._echo = echo
         self._delivery = Delivery(record or Forgetful(), self._say)
         self._notices: queue.SimpleQueue[Found] = queue.SimpleQueue()
@@ -56,7 +62,10 @@ class Clerk(threading.Thread):
         # by whoever tells, and by us; findings, and messages among them
         self._counting = threading.Lock()
         self._dropped = [0, 0]  # told, but too many waited already
-        self._waiting = 0  # messages that journald has yet to take
+        self._owed = owed
+        # messages that journald has yet to take; of a process before this one it has
+        # yet to take that they are lost
+        self._waiting = (owed and owed.left) or 0
         self._trouble = ""  # with the guard
 
     @property
@@ -69,24 +78,42 @@ class Clerk(threading.Thread):
         """How many entries journald took."""
         return self._delivery.written
 
+    def expect(self, messages: int) -> None:
+        """So many messages will be told by tell_expected(): an answer is due first.
+
+        Ended meanwhile, this process has lost them, and the next one says so.
+        """
+        with self._counting:
+            self._count(messages)
+
     def tell(self, found: Found) -> None:
         """Have this written as well, after the events that came before it.
 
         While journald takes nothing, so many wait and no more; the rest is counted.
         """
-        mail = _messages(found)
         with self._counting:
-            if self._notices.qsize() >= _MOST_WAITING:
-                self._dropped[0] += 1
-                self._dropped[1] += mail
+            self._count(_messages(found))
+        self.tell_expected(found)
+
+    def tell_expected(self, found: Found) -> None:
+        """Likewise, of messages that were announced."""
+        with self._counting:
+            if self._notices.qsize() < _MOST_WAITING:
+                self._notices.put(found)
                 return
-            self._waiting += mail
-            self._notices.put(found)
+            mail = _messages(found)
+            self._dropped[0] += 1
+            self._dropped[1] += mail
+
+    def _count(self, messages: int) -> None:
+        self._waiting += messages
+        if self._owed:
+            self._owed.put(self._waiting)
 
     @property
     def messages_waiting(self) -> int:
         """How many messages would be lost if this process were killed now."""
-        return self._waiting + self._dropped[1]
+        return self._waiting
 
     def stop(self, seconds: float) -> bool:
         """Finish what is there, for at most so long; False: journald hangs."""
@@ -94,7 +121,7 @@ class Clerk(threading.Thread):
         self.join(seconds)
         return not self.is_alive()
 
-    def run(self) -> None:
+    def work(self) -> None:
         """Thread body."""
         while not self._stopping.is_set():
             with contextlib.suppress(queue.Empty):
@@ -121,11 +148,13 @@ class Clerk(threading.Thread):
             with self._counting:
                 self._dropped[0] -= dropped
                 self._dropped[1] -= messages
+                self._count(-messages)
 
     def _write_notice(self, found: Found) -> None:
         self._write(found)
-        with self._counting:
-            self._waiting -= _messages(found)
+        if mail := _messages(found):
+            with self._counting:
+                self._count(-mail)
 
     def _write(self, found: Found) -> None:
         """Write, however long it takes; never raises: that would end the thread,
@@ -144,11 +173,15 @@ class Scribe(Clerk):
     """Reads the ring and writes the journal until told to stop."""
 
     def __init__(
-        self, guard: Guard, naming: Naming, echo: Callable[[Found], None]
+        self,
+        guard: Guard,
+        naming: Naming,
+        echo: Callable[[Found], None],
+        owed: Owed | None = None,
     ) -> None:
         """Write for this guard; echo is called with all that is written."""
         self._record = Record(guard)
-        super().__init__(echo, self._record)
+        super().__init__(echo, self._record, owed)
         self._guard = guard
         self._naming = naming
         self._everything = False
@@ -166,7 +199,7 @@ class Scribe(Clerk):
         self._everything = everything
         return super().stop(seconds)
 
-    def run(self) -> None:
+    def work(self) -> None:
         """Thread body."""
         look_at = time.monotonic()
         while not self._stopping.is_set():
@@ -239,7 +272,9 @@ def _messages(found: Found) -> int:
     """Give how many messages of mail are lost with a finding: no ring has those."""
     if isinstance(found, Notice) and found.kind is Kind.LOST:
         return int(found.fields.get("LOST_MESSAGES", 0))
-    return int(found.kind in (Kind.MESSAGE, Kind.HANDED_IN))
+    if isinstance(found, Message):
+        return found.messages
+    return int(found.kind is Kind.HANDED_IN)
 
 
 def _loss_notice(news: dict[Counter, int], totals: dict[Counter, int]) -> Notice:

@@ -20,21 +20,24 @@ from systemd import daemon as sd
 
 from guard.backstop.keeper import Keeper
 from guard.backstop.witness import Witness
-from guard.errors import KernelError, ScribeDied
+from guard.errors import JournalError, KernelError, ThreadDied
 from guard.filewatch import FileWatch
-from guard.finding import Message, Notice
-from guard.journal import Found
+from guard.finding import Kind, Message, Notice
+from guard.journal import Found, JournalWriter
 from guard.message import mail_message, message
 from guard.origin import Naming
 from guard.policy import Policy
 from guard.scribe import Clerk
 from guard.smarthost import Follower
 from guard.text import printable
+from guard.worker import Worker
 
 _TICK_SECONDS = 1.0  # status line and watchdog; systemd's limit is far longer
 _STOP_SECONDS = 5.0
+_JOURNAL_SECONDS = 5.0  # without the scribe
 _ENDING = {signal.SIGTERM, signal.SIGINT}
 CAUGHT = {*_ENDING, signal.SIGHUP}
+_NEXT = "guardd ends, what is in force stays, and findings wait for the next one"
 
 
 class _Source(Protocol):
@@ -60,6 +63,7 @@ class Service:
         self._unwatched = ""  # why files are not followed; "" when they are
         self.anew = False  # this run is over and another one is to begin
         self.asked = False  # because somebody changed something
+        self._workers: list[Worker] = []
 
     def start(self) -> None:
         """Put what is guarded in force. Raises GuardError, with nothing half done."""
@@ -165,8 +169,35 @@ class Service:
         if self._scribe.trouble:
             parts.append(f"journald does not take findings: {self._scribe.trouble}")
         sd.notify(f"STATUS={', '.join(parts)}\nWATCHDOG=1")
-        if not self._scribe.is_alive():
-            raise ScribeDied(hint="findings wait for the next guardd")
+        for worker in self._workers:
+            if worker.failure:
+                raise ThreadDied(worker.task, worker.failure, hint=_NEXT)
+
+    def begin(self, *workers: Worker) -> None:
+        """Start threads; guardd ends when one of them has failed, see say()."""
+        for worker in workers:
+            worker.start()
+            self._workers.append(worker)
+
+    def give_up(self, error: ThreadDied) -> None:
+        """Tell that a thread has failed, and end as ever: nothing waits for it."""
+        notice = Notice(
+            Kind.FAILED,
+            time.time_ns() // 1000,
+            f"{error}; {_NEXT}",
+            2,
+            {"TASK": str(error.args[0])},
+        )
+        if self._scribe.failure:
+            writer = JournalWriter()
+            try:
+                writer.write(notice, _JOURNAL_SECONDS)
+            except JournalError as trouble:
+                sys.stderr.write(f"guardd: not journalled: {trouble}\n")
+            writer.close()
+        else:
+            self._scribe.tell(notice)
+        self.stop()
 
     def finish(self, what_stays: str) -> None:
         """Write what is left to write; what_stays tells of what journald hinders."""

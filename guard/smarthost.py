@@ -24,6 +24,7 @@ from guard.policy.smarthost import (
     LOOKED,
     address_of,
     kept_file,
+    question,
     read_known,
     smart_host_of,
 )
@@ -111,13 +112,16 @@ class Follower:
         return {"name": str(self._host), "source": self._host.source}
 
     def _ask(self) -> None:
-        """Leave the name for smtp-guard-names.service, or take it away."""
+        """Leave the name for smtp-guard-names.service, or take it away.
+
+        With what is known, for one that is started anew and would know nothing.
+        """
         try:
             if self._host is None or not is_followed(self._host):
                 ASKED.unlink(missing_ok=True)
-            elif _content(ASKED) != str(self._host):
+            elif _content(ASKED) != (text := question(self._host, self._known)):
                 ASKED.parent.mkdir(mode=0o755, exist_ok=True)
-                _write(ASKED, str(self._host), 0o644)
+                _write(ASKED, text, 0o644)
         except OSError as error:
             sys.stderr.write(f"guardd: {ASKED}: {error.strerror}\n")
 

@@ -69,7 +69,7 @@ class Unaided(Service):
             Subject(self._file.look),
         ]
         self._clock = Clock()
-        self._scribe.start()
+        self.begin(self._scribe)
         # not each time that programs were tried in vain
         if is_news(options.pin_dir, self._why) or not tries():
             for notice in notices:

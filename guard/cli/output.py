@@ -164,6 +164,8 @@ def mail_row(found: Message) -> dict[str, Any]:
         "reason": REASONS.get(found.reason),
         "limit": valid(found.limit) or None,
         "token": valid(found.token) or None,
+        "messages": found.messages,
+        "last_time": iso_time(found.last_us) if found.last_us else None,
     }
 
 

@@ -56,6 +56,11 @@ def take_requests(buffer: bytes) -> tuple[list[bytes], bytes]:
     return whole, rest
 
 
+def is_end(raw: bytes) -> bool:
+    """Tell whether a request is of the end of a message, before it is read."""
+    return b"\nprotocol_state=END-OF-MESSAGE\n" in b"\n%b\n" % raw
+
+
 def parse_request(raw: bytes) -> Request:
     """Read one request without the empty line at its end.
 

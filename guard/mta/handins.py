@@ -29,6 +29,7 @@ from guard.mta.listener import MAIL_OWNER
 from guard.origin import Naming
 from guard.ringbuf import RingBuffer
 from guard.tables import KEY0
+from guard.worker import Worker
 
 OBJECT = Path(__file__).parents[1] / "handin.bpf.o"
 # shlib_directory of postconf(5), as distributions have it; all of Postfix's programs
@@ -49,8 +50,10 @@ _POLL_MS = 250
 _KEPT = 2  # libraries; daemons that are older than an upgrade have the one before
 
 
-class Handins(threading.Thread):
+class Handins(Worker):
     """Journals who handed in which message, until told to stop."""
+
+    task = "follows sendmail(1)"
 
     def __init__(
         self,
@@ -59,7 +62,7 @@ class Handins(threading.Thread):
         libraries: tuple[Path, ...] = LIBRARIES,
     ) -> None:
         """Say where Postfix's library may be; nothing is loaded before run()."""
-        super().__init__(name="handins", daemon=True)
+        super().__init__("handins")
         self._tell, self._libraries = tell, libraries
         self._joiner = Joiner(naming)
         self._object: libbpf.Object | None = None
@@ -76,8 +79,6 @@ class Handins(threading.Thread):
     @property
     def trouble(self) -> str:
         """Why it does not; "" when it does, or there is no Postfix."""
-        if self.ident is not None and not self.is_alive():
-            return "the thread that reads has ended by itself"
         return self._trouble
 
     @property
@@ -92,7 +93,7 @@ class Handins(threading.Thread):
         self._stopping.set()
         self.join(seconds)
 
-    def run(self) -> None:
+    def work(self) -> None:
         """Thread body."""
         look_at = 0.0
         try:

@@ -11,9 +11,9 @@ from guard.finding import Kind, Notice
 def messages_lost(count: int) -> Notice:
     """Tell that so many messages waited for journald when a guardd was ended.
 
-    guardd notes that number each second: of the last second it is not known.
+    Of an entry that journald was just given this says the same: at most so many.
     """
-    text = f"lost: {count} (messages that waited for journald when guardd was ended):"
+    text = f"lost: {count} (messages not yet in the journal when guardd was ended):"
     text += " who sent them is left to the mail log"
     return _lost(text, {"LOST_MESSAGES": str(count)})
 

@@ -8,14 +8,16 @@ waits as long as journald does, and an SMTP client waits for this answer.
 from __future__ import annotations
 
 import contextlib
+import math
 import select
 import socket
 import sys
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from pathlib import Path
+from typing import Protocol
 
 from guard.errors import BadRequest, GuardError, MtaError
 from guard.event import Event
@@ -27,14 +29,17 @@ from guard.mta.delegation import (
     END_OF_MESSAGE,
     Request,
     answer,
+    is_end,
     parse_request,
     take_requests,
 )
 from guard.mta.limits import SPAN_NAMES, Counts, Met
 from guard.mta.listener import Listener
 from guard.mta.origintoken import HEADER, Keys
+from guard.mta.refusals import Refusals
 from guard.origin import Naming
-from guard.policy.model import Policy
+from guard.policy.model import Fold, Policy
+from guard.worker import Worker
 
 End = tuple[str, int]
 _LOOK_SECONDS = 1.0  # is the socket still there?
@@ -48,23 +53,39 @@ _DUNNO = answer("DUNNO")
 _MOST_TOKENS = 2048
 
 
-class PolicyService(threading.Thread):
+class Book(Protocol):
+    """Who writes the journal: see scribe.py."""
+
+    def expect(self, messages: int) -> None:
+        """So many messages will be told: they are lost if this process is killed."""
+
+    def tell_expected(self, found: Found) -> None:
+        """Have this written, which was announced if it is a message."""
+
+
+class PolicyService(Worker):
     """Answers at a socket until told to stop."""
+
+    task = "answers Postfix"
 
     def __init__(
         self,
         find: Callable[[End, End], Event | None],
         naming: Naming,
-        tell: Callable[[Found], None],
+        clerk: Book,
         is_own: Callable[[str], bool],
         counts: Path,
     ) -> None:
-        """find tells who made a connection (client, server); tell journals.
+        """find tells who made a connection (client, server); clerk journals.
 
         is_own tells whether an address is this host's; counts is the file of Counts.
         """
-        super().__init__(name="policy-service", daemon=True)
-        self._find, self._naming, self._tell = find, naming, tell
+        super().__init__("policy-service")
+        self._find, self._naming, self._clerk = find, naming, clerk
+        self._tell = clerk.tell_expected
+        self._refusals = Refusals(self._tell)
+        self._fold = Fold()
+        self._owed = 0  # messages of the requests in hand that are yet to be told
         self._counts = Counts(counts)
         self._admission = Admission(naming, is_own, self._counts)
         self._keys = Keys()
@@ -89,8 +110,6 @@ class PolicyService(threading.Thread):
     @property
     def trouble(self) -> str:
         """Why Postfix gets no answer; "" when it does, or is not to."""
-        if self.ident is not None and not self.is_alive():
-            return "the thread that answers has ended by itself"
         return self._trouble
 
     @property
@@ -107,7 +126,7 @@ class PolicyService(threading.Thread):
         self._stopping.set()
         self.join(seconds)
 
-    def run(self) -> None:
+    def work(self) -> None:
         """Thread body."""
         look_at = 0.0
         try:
@@ -117,11 +136,13 @@ class PolicyService(threading.Thread):
                     self._follow()
                     self._keys.renew()
                     self._renew()
+                    self._refusals.finish(time.monotonic())
                 for fd, _ in self._poll.poll(_LOOK_SECONDS / 4):
                     if client := self._clients.get(fd):
                         self._on_words(fd, client)
                     else:
                         self._on_client()
+            self._refusals.finish(math.inf)
         finally:
             self._close()
             self._poll.close()
@@ -131,6 +152,7 @@ class PolicyService(threading.Thread):
         """Take up a policy that the main thread has put in force."""
         if (policy := self._policy) is not None:
             self._policy = None
+            self._fold = policy.fold
             self._admission.follow(policy)
             self._keys.use(policy.mta.token_keys)
             self._keys.renew()
@@ -195,10 +217,12 @@ class PolicyService(threading.Thread):
             else:
                 # first, and whatever is asked: an SMTP client waits for it, and nothing
                 # that a message is journalled with goes away meanwhile
+                self._expect(sum(map(is_end, requests)))
                 self._send(client, _DUNNO * len(requests))
                 for raw in requests:
                     self._heed(parse_request(raw))
         except BadRequest as error:
+            self._expect(-self._owed)
             say(error.report())
             self._hang_up(fd)
         except OSError:  # it went away
@@ -211,6 +235,12 @@ class PolicyService(threading.Thread):
 
     # ---- what is asked
 
+    def _expect(self, messages: int) -> None:
+        """So many more are answered before they are told."""
+        self._owed += messages
+        if messages:
+            self._clerk.expect(messages)
+
     def _heed(self, request: Request) -> None:
         """Journal a message; before the end of its data there is none yet."""
         if request.state == END_OF_MESSAGE:
@@ -221,21 +251,24 @@ class PolicyService(threading.Thread):
         ends = request.state == END_OF_MESSAGE
         signs = request.state == DATA and self._keys.ready
         if not (signs or self._admission.asks_at(request.state)):
+            self._expect(int(ends))
             self._send(client, _DUNNO)
             self._heed(request)
             return
         event = self._sender(request)
         told = self._admission.decide(request, event)
+        # of many recipients each is refused, and the message told once
+        again = self._refused.get(fd) == request.instance
+        tells = ends or (told.refuses and not again)
+        self._expect(int(tells))
         if signs and event and not told.refuses:
             token = self._sign(request, event)
             self._send(client, answer(f"PREPEND {HEADER}: {token}"))
         else:
             self._send(client, answer(told.action))
-        if ends:
-            self._journal(request, event, told)
-        elif told.refuses and self._refused.get(fd) != request.instance:
-            # of many recipients each is refused, and the message told once
-            self._refused[fd] = request.instance
+        if tells:
+            if not ends:
+                self._refused[fd] = request.instance
             self._journal(request, event, told)
 
     def _send(self, client: socket.socket, words: bytes) -> None:
@@ -265,9 +298,26 @@ class PolicyService(threading.Thread):
             token = self._tokens.pop(request.instance, "") or self._keys.token(
                 self._naming.connection(event), request.instance
             )
-        self._tell(sent_message(request, event, self._naming, told, token))
+
+        def make() -> Message:
+            return sent_message(request, event, self._naming, told, token)
+
+        if told.refuses:
+            now, now_us = time.monotonic(), time.time_ns() // 1000
+            key = _origin(request, event), told.answer, told.reason, told.limit
+            self._refusals.take(key, self._fold, now, now_us, make)
+        else:
+            self._tell(make())
+        self._owed -= 1
         for met in told.met:
             self._tell(limit_notice(met, told.in_force))
+
+
+def _origin(request: Request, event: Event | None) -> Hashable:
+    """Give what refused messages have in common that are folded into one entry."""
+    if event is None:
+        return request.address
+    return event.uid, event.exe_device, event.exe_inode, event.cgroup, event.cwd
 
 
 def limit_notice(met: Met, in_force: bool) -> Notice:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ipaddress
 import textwrap
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from guard.abi import Direction, Mode, Protection, Verdict
@@ -204,6 +204,8 @@ class Known:
 
     addresses: tuple[Address, ...] = ()  # in order, IPv4 first
     error: str = ""  # why the last try to look it up failed
+    # of each, seconds: the longest TTL that it was given with; no news if it changes
+    ttls: tuple[float, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import math
 import os
 import re
 import socket
@@ -34,6 +35,7 @@ _KEPT = "smart-host.json"  # in guardd's own folder, for a boot before there is 
 _STATE = "/var/lib/smtp-guard"
 
 MAX_ADDRESSES = 64  # of one answer
+MAX_TTL = 86_400.0  # seconds; an answer that says more is not believed for longer
 MAX_HELD = 2 * MAX_ADDRESSES  # with those of answers before it
 _MAX_BYTES = 1 << 16
 _OTHERS_WRITE = 0o022
@@ -255,19 +257,51 @@ def read_known(host: SmartHost) -> Known:
     if now is not None and now.addresses:
         return now
     error = now.error if now else "it was not looked up yet"
-    kept = _read(kept_file(), host)
-    return Known(kept.addresses if kept else (), error)
+    kept = held_before(host) or _read(kept_file(), host) or Known()
+    return Known(kept.addresses, error, kept.ttls)
+
+
+def held_before(host: SmartHost) -> Known | None:
+    """Give what guardd knew when it last asked for this host; None: nothing.
+
+    It outlives the process that looks up, whose own files go with it.
+    """
+    return _read(ASKED, host)
+
+
+def question(host: SmartHost, known: Known | None) -> str:
+    """Write what guardd leaves in ASKED: a name, and an answer that it had."""
+    if not known or not known.addresses:
+        return str(host)
+    return f"{host}\n{answer_of(host, known)}"
+
+
+def answer_of(host: SmartHost, known: Known) -> str:
+    """Write a file of answers, as known_of() reads it."""
+    addresses = list(map(str, known.addresses))
+    return json.dumps(
+        {
+            "name": str(host),
+            "addresses": addresses,
+            "error": known.error,
+            "ttls": dict(zip(addresses, known.ttls, strict=False)),
+        }
+    )
 
 
 def _read(path: Path, host: SmartHost) -> Known | None:
-    """Read a file of answers, which may hold anything; None: none about this host."""
+    """Read a file of answers, which may hold anything; None: none about this host.
+
+    What stands before its last line is not looked at.
+    """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         with os.fdopen(fd, "rb") as stream:
             status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode) or status.st_mode & _OTHERS_WRITE:
                 return None
-            return known_of(json.loads(stream.read(_MAX_BYTES)), host)
+            last = stream.read(_MAX_BYTES).rpartition(b"\n")[2]
+            return known_of(json.loads(last), host)
     except (OSError, ValueError, RecursionError):
         return None
 
@@ -281,7 +315,19 @@ def known_of(answer: Any, host: SmartHost) -> Known | None:
         return None
     found = [address_of(text) for text in listed[:MAX_HELD] if isinstance(text, str)]
     good = sorted({a for a in found if a and is_usable(a)}, key=by_family)
-    return Known(tuple(good), printable(error)[:300])
+    given = answer.get("ttls")
+    ttls = given if isinstance(given, dict) else {}
+    return Known(
+        tuple(good),
+        printable(error)[:300],
+        tuple(_ttl(ttls.get(str(address))) for address in good),
+    )
+
+
+def _ttl(value: Any) -> float:
+    """Read a TTL in seconds; 0 for what is none, or not known."""
+    is_number = type(value) in (int, float) and math.isfinite(value)
+    return min(max(float(value), 0.0), MAX_TTL) if is_number else 0.0
 
 
 def by_family(address: Address) -> tuple[int, int]:

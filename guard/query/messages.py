@@ -54,7 +54,13 @@ def not_logged_in(journal: Journal, wanted: Filter, torn: Torn) -> Iterator[Find
         if not isinstance(found, Message) or found.origin is None:
             continue
         mode = "observe" if found.kind is Kind.WOULD_REJECT else "enforce"
-        origin = replace(found.origin, time_us=found.time_us, mode=mode)
+        origin = replace(
+            found.origin,
+            time_us=found.time_us,
+            mode=mode,
+            count=found.messages,
+            last_us=found.last_us,
+        )
         if accept(origin):
             yield origin
 

@@ -25,7 +25,7 @@ from tests.journal.findings import mail, refused, whole
 HELP = {"-h", "--help"}
 # Errors that a program does not end with.
 NEVER: dict[str, set[type[errors.GuardError]]] = {
-    "guardctl.1": {errors.TornEvent, errors.BadRequest, errors.ScribeDied},
+    "guardctl.1": {errors.TornEvent, errors.BadRequest, errors.ThreadDied},
     "guardd.8": {
         errors.TornEvent,
         errors.BadRequest,

@@ -22,6 +22,7 @@ STAGES = [
     "errors",
     "privileges",
     "text",
+    "worker",
     "child",
     "abi",
     "event",

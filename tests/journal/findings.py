@@ -134,6 +134,8 @@ def refused() -> Message:
         reason="limit",
         limit="users",
         token="a" * 40,
+        messages=17,
+        last_us=now_us(),
     )
 
 

@@ -134,5 +134,5 @@ def test_a_thread_that_ends_is_told(
     made = Requests(guard)
     assert not made.trouble, "nobody was to look yet"
     monkeypatch.setattr(made, "_follow", lambda: None)
-    made.follow()
+    made.start()
     wait_until(lambda: "has ended" in made.trouble, "what it says of its end")

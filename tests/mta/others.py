@@ -33,10 +33,35 @@ queue_only
 begin routers
 begin transports
 """
+# One that hands all to the mail server on port 25, as whoever wrote it says.
+EXIM_RELAY_CONF = """\
+primary_hostname = host.example.net
+spool_directory = /srv/exim/spool
+log_file_path = /var/log/exim4/%slog
+untrusted_set_sender = *
+keep_environment =
+never_users =
+begin routers
+all:
+  driver = manualroute
+  route_list = * 127.0.0.1
+  self = send
+  transport = smtp
+begin transports
+smtp:
+  driver = smtp
+"""
 
 
 def unpack(lab: Lab, cache: Path, *packages: str) -> None:
     """Have the files of these packages in the lab; skips where there are none."""
+    if why := _unpacked(lab, cache, packages):
+        pytest.skip(f"no packages to be had: {why}")
+    _lay_over(lab)
+
+
+def _unpacked(lab: Lab, cache: Path, packages: tuple[str, ...]) -> str:
+    """Unpack them beside; gives why not."""
     done = subprocess.run(
         ["apt-get", "download", "-o", "APT::Sandbox::User=root", *packages],
         cwd=cache,
@@ -44,12 +69,34 @@ def unpack(lab: Lab, cache: Path, *packages: str) -> None:
         text=True,
     )
     if done.returncode:
-        pytest.skip(f"no packages to be had: apt-get download: {done.stderr[-300:]}")
+        return f"apt-get download: {done.stderr[-300:]}"
     lab.check(["mkdir", "-p", "/srv/others"])
     for package in cache.glob("*.deb"):
         lab.check(["dpkg-deb", "-x", str(package), "/srv/others"])
+    return ""
+
+
+def _lay_over(lab: Lab) -> None:
     over = "lowerdir=/srv/others/usr:/usr"
     lab.check(["mount", "-t", "overlay", "-o", over, "overlay", "/usr"])
+
+
+def relays(lab: Lab, cache: Path) -> bool:
+    """Have nullmailer and Exim beside Postfix, which keeps its sendmail(1).
+
+    Before Postfix is started; False: their packages are not to be had.
+    """
+    if _unpacked(lab, cache, ("exim4-daemon-light", "exim4-base", "nullmailer")):
+        return False
+    for name in ("sbin/sendmail", "bin/mailq", "bin/newaliases", "lib/sendmail"):
+        lab.path(f"/srv/others/usr/{name}").unlink(missing_ok=True)
+    _lay_over(lab)
+    # what lay over /usr before, and Postfix's part of /var/spool
+    lab.check(["mount", "--bind", "/mnt/usr/lib/postfix", "/usr/lib/postfix"])
+    lab.check(["mkdir", "-p", "/srv/spool/postfix"])
+    lab.check(["mount", "--bind", "/var/spool/postfix", "/srv/spool/postfix"])
+    lab.check(["mount", "--rbind", "/srv/spool", "/var/spool"])
+    return True
 
 
 def account(lab: Lab, name: str, number: int) -> None:
@@ -63,12 +110,17 @@ def account(lab: Lab, name: str, number: int) -> None:
             path.write_text(f"{path.read_text()}{line}\n")
 
 
-def start_exim(lab: Lab) -> None:
-    """Start Exim's daemon on port 25, and wait until it listens."""
+def relay_by_exim(lab: Lab, configuration: str = EXIM_RELAY_CONF) -> None:
+    """Have Exim hand on what its sendmail(1) is given."""
     account(lab, "Debian-exim", 64110)
-    lab.write("/etc/exim4/exim4.conf", EXIM_CONF)
+    lab.write("/etc/exim4/exim4.conf", configuration)
     lab.check(["install", "-d", "-o", "Debian-exim", "/srv/exim/spool"])
     lab.check(["install", "-d", "-o", "Debian-exim", "/var/log/exim4"])
+
+
+def start_exim(lab: Lab) -> None:
+    """Start Exim's daemon on port 25, and wait until it listens."""
+    relay_by_exim(lab, EXIM_CONF)
     lab.start(["exim4", "-bdf"], unit=EXIM_UNIT, output="/mnt/exim.log")
     wait_until(
         lambda: lab.check(["ss", "-Hltn", "sport = :25"]).count("\n") == 2,
@@ -78,11 +130,16 @@ def start_exim(lab: Lab) -> None:
 
 def start_nullmailer(lab: Lab) -> None:
     """Start nullmailer's daemon, which forwards to the host's own port 25."""
+    lab.check(["mkdir", "-p", "/srv/spool"])
+    lab.check(["mount", "--bind", "/srv/spool", "/var/spool"])
+    relay_by_nullmailer(lab)
+
+
+def relay_by_nullmailer(lab: Lab) -> None:
+    """Likewise, where /var/spool is the lab's own already."""
     lab.write("/etc/mailname", "host.example.net\n")
     lab.write("/etc/nullmailer/remotes", "127.0.0.1 smtp --port=25\n")
     spool = "/var/spool/nullmailer"
-    lab.check(["mkdir", "-p", "/srv/spool"])
-    lab.check(["mount", "--bind", "/srv/spool", "/var/spool"])
     own = ["-o", "mail", "-g", "mail"]  # as nullmailer-queue is, which is set-user-id
     folders = [f"{spool}{name}" for name in ("", "/queue", "/tmp", "/failed")]
     lab.check(["install", "-d", *own, *folders])

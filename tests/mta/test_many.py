@@ -1,23 +1,19 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Many messages of many origins, some at once: each queue id leads to its own.
+"""Without guardd: many messages of many origins at once, each told by the log's port.
 
-The truth is what the generator did: every client prints its PID and, for each of its
-messages, the queue id that smtpd gave it.
+With it, see test_volume.py. The truth is what the generator did: every client prints,
+for each of its messages, the queue id that smtpd gave it.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
-from collections import Counter
 from dataclasses import dataclass
-from typing import Any
 
-from tests.lab import wait_until
 from tests.mta.desk import Desk
 
-ORIGINS, EACH, MESSAGES = 20, 5, 2  # kinds of client, processes of each, mails of each
+ORIGINS, MESSAGES = 20, 2  # clients, and mails of each
 USERS = ("www-data", "nobody", "games", "mail", "list")
 UNITS = ("apache2.service", "php8.2-fpm.service", "cron.service", "user@1.service")
 # Waits for the word, sends, and is gone.
@@ -73,46 +69,6 @@ def send(batch: list[Origin]) -> None:
         out, err = origin.process.communicate(timeout=180)
         origin.ids = re.findall(r"queued as (\w+)", out)
         assert len(origin.ids) == MESSAGES, (out, err)
-
-
-def test_every_queue_id_leads_to_its_own_origin(desk: Desk) -> None:
-    origins: list[Origin] = []
-    for copy in range(EACH):
-        batch = [start(desk, number, copy) for number in range(ORIGINS)]
-        for origin in batch:
-            assert origin.process.stdout and origin.process.stdin
-            assert origin.process.stdout.readline() == "ready\n"
-        send(batch)
-        origins += batch
-    expected = {queue_id: origin for origin in origins for queue_id in origin.ids}
-    assert len(expected) == ORIGINS * EACH * MESSAGES == 200
-    desk.told(origins[-1].ids[-1])
-
-    found = wait_until(
-        lambda: rows if len(rows := told(desk)) >= len(expected) else None,
-        "all messages in the journal",
-        60,
-    )
-    assert found is not None
-    ours = {queue_id: row for queue_id, row in found.items() if queue_id in expected}
-    assert ours.keys() == expected.keys()
-    for queue_id, origin in expected.items():
-        by = ours[queue_id]
-        assert by["SMTPGUARD_PID"] == str(origin.process.pid)
-        assert by["SMTPGUARD_USER"] == origin.user
-        assert by["SMTPGUARD_UNIT"] == origin.unit
-        assert by["SMTPGUARD_CWD"] == origin.folder
-        assert by["SMTPGUARD_SENDER"] == origin.sender
-    assert set(Counter(row["SMTPGUARD_PID"] for row in ours.values()).values()) == {2}
-
-
-def told(desk: Desk) -> dict[str, dict[str, Any]]:
-    """Give the journal's entries of messages, by queue id."""
-    out = desk.lab.check(
-        ["journalctl", "-o", "json", "-a", "SMTPGUARD_KIND=message"], timeout=60
-    )
-    rows = [json.loads(line) for line in out.splitlines()]
-    return {row["SMTPGUARD_QUEUE_ID"]: row for row in rows}
 
 
 def test_the_log_alone_leads_there_as_well(desk: Desk) -> None:

@@ -54,15 +54,22 @@ class Site:
         self.path = queue / "smtp-guard/policy"
         self.told: list[Any] = []
         self.asked: list[tuple[object, object]] = []
+        self.expected = 0
         self.naming = Naming()
         self.found: Event | None = None
         self.service = PolicyService(
             self._find,
             self.naming,
-            self.told.append,
+            self,
             lambda address: address.startswith("127."),
             queue / "run/counts",
         )
+
+    def expect(self, messages: int) -> None:
+        self.expected += messages
+
+    def tell_expected(self, found: Any) -> None:
+        self.told.append(found)
 
     def _find(self, client: tuple[str, int], server: tuple[str, int]) -> Event | None:
         self.asked.append((client, server))

@@ -250,6 +250,28 @@ def test_guardd_and_the_resolver_away(lab: Lab, guard: Guard, dns: NameServer) -
     in_force(lab, B, allowed=False)
 
 
+def test_the_resolver_started_anew_while_a_ttl_runs(
+    lab: Lab, guard: Guard, dns: NameServer
+) -> None:
+    """As systemd does it: its folder is gone. The old address stays for its TTL."""
+    dns.set(ZONE, f"relay 40 IN A {A}\n")
+    wait_until(lambda: addresses(guard) == [A], "the address of a longer TTL")
+    dns.set(ZONE, f"relay 4 IN A {B}\n")
+    wait_until(lambda: addresses(guard) == [A, B], "both, as A's TTL runs")
+    unit = lab.cgroup / "system.slice/smtp-guard-names.service"
+    (unit / "cgroup.kill").write_text("1")
+    wait_until(lambda: "populated 0" in (unit / "cgroup.events").read_text(), "its end")
+    lab.check(["rm", "-r", "/run/smtp-guard-names"])
+    start_resolver(lab)
+    looked = lab.path("/run/smtp-guard-names/smart-host.json")
+    wait_until(lambda: looked.exists() and B in looked.read_text(), "its first answer")
+    assert addresses(guard) == [A, B]
+    in_force(lab, A, allowed=True)
+    in_force(lab, B, allowed=True)
+    in_force(lab, A, allowed=False)  # the control: not for ever
+    assert addresses(guard) == [B]
+
+
 def test_the_second_lock_follows_too(lab: Lab, guard: Guard, dns: NameServer) -> None:
     """It goes by the mark that the first one gives: what is unmarked is refused."""
     dns.set(ZONE, f"relay 4 IN A {A}\n")

@@ -7,12 +7,14 @@ import ipaddress
 import itertools
 import json
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from guard.names import Answer, Held, Names
-from guard.policy.smarthost import MAX_ADDRESSES, MAX_HELD, smart_host_of
+from guard.names import Answer, Held, Names, held_still
+from guard.policy.model import Known
+from guard.policy.smarthost import MAX_ADDRESSES, MAX_HELD, question, smart_host_of
 from tests.lab import Lab
 from tests.lab.dns import NameServer
 from tests.smarthost.conftest import ZONE
@@ -157,6 +159,35 @@ def test_what_is_asked_for_makes_no_sense(
     assert names.round() == 10
     assert str(asked) in capsys.readouterr().err
     assert not answers.exists()
+
+
+def test_started_anew_it_holds_what_was_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For each one's longest TTL; nonsense in its files is nothing."""
+    host = smart_host_of("[relay.example.com]:587")
+    asked = tmp_path / "smart-host"
+    monkeypatch.setattr("guard.policy.smarthost.ASKED", asked)
+    monkeypatch.setattr("guard.policy.smarthost.ANSWERS", tmp_path / "none")
+    before = Held()
+    before.take(Answer({ONE: 300.0}), 0.0)
+    before.take(Answer({ONE: 20.0, TWO: 60.0}), 280.0)
+    known = Known(tuple(before.until), "", tuple(before.ttls.values()))
+    asked.write_text(question(host, known))
+    now = time.clock_gettime(time.CLOCK_BOOTTIME)
+    after = held_still(host)
+    assert after.until[ONE] == pytest.approx(now + 310, abs=5)
+    assert after.until[TWO] == pytest.approx(now + 70, abs=5)
+    after.take(Answer({TWO: 60.0}), now + 300)
+    assert set(after.until) == {ONE, TWO}
+    after.take(Answer({TWO: 60.0}), now + 316)
+    assert set(after.until) == {TWO}
+    for ttls in ('{"192.0.2.1": 1e999}', '{"192.0.2.1": "x"}', "[]", "true"):
+        text = f'{{"name": "{host}", "addresses": ["192.0.2.1"], "ttls": {ttls}}}'
+        asked.write_text(f"{host}\n{text}")
+        assert held_still(host).until[ONE] == pytest.approx(now + 10, abs=5)
+    asked.write_text(f"{host}\n{{")
+    assert held_still(host).until == {}
 
 
 def test_a_name_that_changes_all_the_time_is_bounded() -> None:

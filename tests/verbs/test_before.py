@@ -329,7 +329,7 @@ def test_the_grace_is_given_and_one_that_ends_in_it_is_not_touched(site: Site) -
     ):
         told = begun(site, ENFORCE + ending("1500ms"))
         assert told.one(patient).outcome == told.one(quick).outcome == "to-end"
-        told.before.follow()
+        told.before.start()
         assert quick.fate() == "alive"
         assert not told.of(patient, Kind.ENDED)
         wait_until(lambda: told.of(patient, Kind.ENDED), "the end of the grace")
