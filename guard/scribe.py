@@ -20,7 +20,7 @@ from guard.delivery import Delivery, Forgetful, Record
 from guard.errors import GuardError, TornEvent
 from guard.event import Event
 from guard.finding import Kind, Notice
-from guard.journal import Found
+from guard.journal import Found, Told
 from guard.kernel import Guard
 from guard.origin import Naming
 from guard.ring import LOSSES, Losses, Ring, finished_repeats
@@ -51,7 +51,7 @@ class Clerk(threading.Thread):
         super().__init__(name="scribe", daemon=True)
         self._echo = echo
         self._delivery = Delivery(record or Forgetful(), self._say)
-        self._notices: queue.SimpleQueue[Found] = queue.SimpleQueue()
+        self._notices: queue.SimpleQueue[Told] = queue.SimpleQueue()
         self._stopping = threading.Event()
         # by whoever tells, and by us; findings, and messages among them
         self._counting = threading.Lock()
@@ -69,9 +69,10 @@ class Clerk(threading.Thread):
         """How many entries journald took."""
         return self._delivery.written
 
-    def tell(self, found: Found) -> None:
+    def tell(self, found: Told) -> None:
         """Have this written as well, after the events that came before it.
 
+        What takes long to make may be told as what makes it, and does not raise.
         While journald takes nothing, so many wait and no more; the rest is counted.
         """
         mail = _messages(found)
@@ -122,8 +123,8 @@ class Clerk(threading.Thread):
                 self._dropped[0] -= dropped
                 self._dropped[1] -= messages
 
-    def _write_notice(self, found: Found) -> None:
-        self._write(found)
+    def _write_notice(self, found: Told) -> None:
+        self._write(found() if callable(found) else found)
         with self._counting:
             self._waiting -= _messages(found)
 
@@ -235,8 +236,10 @@ class Scribe(Clerk):
         )
 
 
-def _messages(found: Found) -> int:
+def _messages(found: Told) -> int:
     """Give how many messages of mail are lost with a finding: no ring has those."""
+    if callable(found):
+        return 1
     if isinstance(found, Notice) and found.kind is Kind.LOST:
         return int(found.fields.get("LOST_MESSAGES", 0))
     return int(found.kind in (Kind.MESSAGE, Kind.HANDED_IN))

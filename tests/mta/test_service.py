@@ -59,7 +59,7 @@ class Site:
         self.service = PolicyService(
             self._find,
             self.naming,
-            self.told.append,
+            lambda told: self.told.append(told() if callable(told) else told),
             lambda address: address.startswith("127."),
             queue / "run/counts",
         )
