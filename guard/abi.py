@@ -459,6 +459,7 @@ LAYOUTS: dict[str, type[c.Structure]] = {
 
 
 @lru_cache(maxsize=4096)
+@lru_cache(maxsize=1024)
 def pack_address(text: str) -> bytes:
     """Turn an address as text into the contract's 16 bytes.
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import ctypes as c
 import struct
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from guard.abi import (
     ABI,
@@ -28,8 +28,7 @@ from guard.abi import (
 from guard.errors import TornEvent
 
 
-@dataclass(frozen=True, slots=True)
-class Ancestor:
+class Ancestor(NamedTuple):
     """A parent of the caller, as it was at the moment of the connect()."""
 
     pid: int
@@ -38,9 +37,12 @@ class Ancestor:
     comm: str
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
-    """One event of the ring; texts are decoded with surrogateescape."""
+class Event(NamedTuple):
+    """One event of the ring; texts are decoded with surrogateescape.
+
+    A tuple, as it is made for each connection and message: a frozen dataclass of so
+    many fields takes twenty times as long to make.
+    """
 
     kind: EventKind
     verdict: Verdict
@@ -102,8 +104,19 @@ def _format(kind: Any) -> str:
 
 
 HEADER_SIZE: int = RawEvent.text.offset
-_HEADER = struct.Struct("=" + "".join(_format(f[1]) for f in RawEvent._fields_[:-1]))
-if _HEADER.size != HEADER_SIZE:
+_WHO_AT: int = RawEvent.start_ns.offset  # the connection before, its process behind
+_WHAT, _WHO = (
+    struct.Struct("=" + "".join(_format(f[1]) for f in fields))
+    for fields in (
+        [f for f in RawEvent._fields_ if getattr(RawEvent, f[0]).offset < _WHO_AT],
+        [f for f in RawEvent._fields_ if getattr(RawEvent, f[0]).offset >= _WHO_AT][
+            :-1
+        ],
+    )
+)
+_LENGTHS = struct.Struct("=5H")
+_LENGTHS_AT: int = RawEvent.exe_len.offset
+if (_WHAT.size, _WHO_AT + _WHO.size) != (_WHO_AT, HEADER_SIZE):
     raise AssertionError("struct event has hidden padding: make it explicit")
 
 
@@ -132,72 +145,79 @@ def unpack_event(raw: bytes) -> Event:
         abi, kind, verdict, mode, direction, outcome, ancestors, rule, flags,
         seq, connection, time_ns, established_ns, ended_ns, sent, received,
         src, src_port, _, _, _, dst, dst_port, _, _, _, via, via_port, _, _, _,
-        start_ns, cgroup_id, netns_cookie, inode, device, generation, nlink,
-        netns, pid, tid, uid, gid, real_uid, real_gid, loginuid, session, error,
-        act, comm, *rest,
-    ) = _HEADER.unpack_from(raw)  # fmt: skip
-    exe_len, cwd_len, cgroup_len, args_len, request_len = rest[-5:]
+    ) = _WHAT.unpack_from(raw)  # fmt: skip
     if abi != ABI:
         raise TornEvent(f"contract version {abi}, this is version {ABI}")
-    exe_end = HEADER_SIZE + exe_len
-    cwd_end = exe_end + cwd_len
-    cgroup_end = cwd_end + cgroup_len
-    args_end = cgroup_end + args_len
-    request_end = args_end + request_len
-    if request_end > len(raw) or ancestors > ANCESTORS:
-        raise TornEvent(f"texts end at {request_end}, the event at {len(raw)}")
+    end = HEADER_SIZE + sum(_LENGTHS.unpack_from(raw, _LENGTHS_AT))
+    if end > len(raw) or ancestors > ANCESTORS:
+        raise TornEvent(f"texts end at {end}, the event at {len(raw)}")
     try:
-        script, uri, method = _request(raw[args_end:request_end])
-        return Event(
-            kind=EventKind(kind),
-            verdict=Verdict(verdict),
-            mode=Mode(mode),
-            direction=Direction(direction),
-            outcome=Outcome(outcome),
-            rule=rule,
-            flags=flags,
-            seq=seq,
-            connection=connection,
-            time_ns=time_ns,
-            established_ns=established_ns,
-            ended_ns=ended_ns,
-            bytes_sent=sent,
-            bytes_received=received,
-            src=(unpack_address(src), src_port),
-            dst=(unpack_address(dst), dst_port),
-            via=(unpack_address(via), via_port),
-            start_ns=start_ns,
-            cgroup_id=cgroup_id,
-            netns_cookie=netns_cookie,
-            exe_inode=inode,
-            exe_device=device,
-            exe_generation=generation,
-            exe_nlink=nlink,
-            netns=netns,
-            pid=pid,
-            tid=tid,
-            uid=uid,
-            gid=gid,
-            real_uid=real_uid,
-            real_gid=real_gid,
-            loginuid=loginuid,
-            session=session,
-            error=error,
-            comm=_text(comm.split(b"\0", 1)[0]),
-            ancestors=_ancestors(tuple(rest[: 4 * ancestors])),
-            exe=""
-            if flags & Flag.NO_EXE
-            else _path(raw[HEADER_SIZE:exe_end], bool(flags & Flag.EXE_CUT)),
-            cwd=_path(raw[exe_end:cwd_end], bool(flags & Flag.CWD_CUT)),
-            cgroup=_path(raw[cwd_end:cgroup_end], bool(flags & Flag.CGROUP_CUT)),
-            args=_args(raw[cgroup_end:args_end]),
-            act=Act(act),
-            script=script,
-            uri=uri,
-            method=method,
+        return Event._make(
+            (
+                *_words(kind, verdict, mode, direction, outcome),
+                rule,
+                flags,
+                seq,
+                connection,
+                time_ns,
+                established_ns,
+                ended_ns,
+                sent,
+                received,
+                (unpack_address(src), src_port),
+                (unpack_address(dst), dst_port),
+                (unpack_address(via), via_port),
+                *_who(raw[_WHO_AT:end], ancestors, flags & _CUTS),
+            )
         )
     except ValueError as error_:
         raise TornEvent(str(error_)) from None
+
+
+_CUTS = int(Flag.NO_EXE | Flag.EXE_CUT | Flag.CWD_CUT | Flag.CGROUP_CUT)
+
+
+@lru_cache(maxsize=256)
+def _words(
+    kind: int, verdict: int, mode: int, direction: int, outcome: int
+) -> tuple[EventKind, Verdict, Mode, Direction, Outcome]:
+    return (
+        EventKind(kind),
+        Verdict(verdict),
+        Mode(mode),
+        Direction(direction),
+        Outcome(outcome),
+    )
+
+
+@lru_cache(maxsize=256)  # one process has several connections, and each an end
+def _who(raw: bytes, ancestors: int, flags: int) -> tuple[Any, ...]:
+    """Give the fields of an Event from start_ns on, of as many bytes of the sample."""
+    (
+        start_ns, cgroup_id, netns_cookie, inode, device, generation, nlink,
+        netns, pid, tid, uid, gid, real_uid, real_gid, loginuid, session, error,
+        act, comm, *rest,
+    ) = _WHO.unpack_from(raw)  # fmt: skip
+    exe, cwd, cgroup, args, request = _texts(raw, rest[-5:])
+    return (
+        start_ns, cgroup_id, netns_cookie, inode, device, generation, nlink,
+        netns, pid, tid, uid, gid, real_uid, real_gid, loginuid, session, error,
+        _text(comm.split(b"\0", 1)[0]),
+        _ancestors(tuple(rest[: 4 * ancestors])),
+        "" if flags & Flag.NO_EXE else _path(exe, bool(flags & Flag.EXE_CUT)),
+        _path(cwd, bool(flags & Flag.CWD_CUT)),
+        _path(cgroup, bool(flags & Flag.CGROUP_CUT)),
+        _args(args),
+        Act(act),
+        *_request(request),
+    )  # fmt: skip
+
+
+def _texts(raw: bytes, lengths: list[int]) -> Iterator[bytes]:
+    at = _WHO.size
+    for length in lengths:
+        yield raw[at : at + length]
+        at += length
 
 
 @lru_cache(maxsize=1024)

@@ -39,6 +39,7 @@ from guard.text import printable
 from guard.values import end, number, text, time_us
 
 Found: TypeAlias = Finding | Notice | Message
+Told: TypeAlias = Found | Callable[[], Message]  # which makes it when its turn comes
 
 IDENTIFIER = "guardd"  # SYSLOG_IDENTIFIER of every entry
 PREFIX = "SMTPGUARD_"
@@ -146,9 +147,20 @@ _MAY_MISS = frozenset(
 )
 _REQUIRED = tuple((a, f, how) for a, f, how in _COLUMNS if a not in _MAY_MISS)
 _OPTIONAL = tuple((a, f, how) for a, f, how in _COLUMNS if a in _MAY_MISS)
-_values = attrgetter(*(attribute for attribute, _, _ in _COLUMNS))
-_FORMS = tuple(f"{field}=%s" for _, field, _ in _COLUMNS)
-_ORIGIN_FORMS = tuple(f"{RENAMED.get(field, field)}=%s" for _, field, _ in _COLUMNS)
+# Those that are the same for each connection that a process makes, and two lists.
+_OF_PROCESS = frozenset(
+    ("pid", "tid", "ppid", "uid", "user", "gid", "group", "real_uid", "real_gid")
+    + ("loginuid", "session", "comm", "exe", "exe_device", "exe_inode", "exe_nlink")
+    + ("cwd", "script", "script_from", "pool", "unit", "container", "cgroup", "netns")
+)
+_OF_CONNECTION = tuple((a, f) for a, f, _ in _COLUMNS if a not in _OF_PROCESS)
+_values = attrgetter(*(attribute for attribute, _ in _OF_CONNECTION))
+_FORMS = tuple(f"{field}=%s" for _, field in _OF_CONNECTION)
+_ORIGIN_FORMS = tuple(f"{RENAMED.get(field, field)}=%s" for _, field in _OF_CONNECTION)
+_process = attrgetter(
+    *(a for a, _, _ in _COLUMNS if a in _OF_PROCESS), "args", "ancestors"
+)
+_PROCESS_FORMS = tuple(f"{f}=%s" for a, f, _ in _COLUMNS if a in _OF_PROCESS)
 
 
 # ---- writing
@@ -159,11 +171,6 @@ def lines(found: Found) -> list[str]:
     if isinstance(found, Notice):
         return _notice_lines(found)
     return _mail_lines(found) if isinstance(found, Message) else _finding_lines(found)
-
-
-def fields(found: Found) -> list[bytes]:
-    """Give the entry as sd_journal_sendv(3) takes it: b"NAME=value" each."""
-    return [line.encode("utf-8", "surrogateescape") for line in lines(found)]
 
 
 def _finding_lines(finding: Finding) -> list[str]:
@@ -190,6 +197,7 @@ def _named(forms: tuple[str, ...], finding: Finding) -> list[str]:
         for form, value in zip(forms, _values(finding), strict=True)
         if value is not None
     ]
+    entry += _process_lines(_process(finding))
     entry.append(f"SMTPGUARD_DST_ADDR={finding.dst[0]}")
     entry.append(f"SMTPGUARD_DST_PORT={finding.dst[1]}")
     if finding.src:
@@ -198,10 +206,6 @@ def _named(forms: tuple[str, ...], finding: Finding) -> list[str]:
     if finding.via:
         entry.append(f"SMTPGUARD_VIA_ADDR={finding.via[0]}")
         entry.append(f"SMTPGUARD_VIA_PORT={finding.via[1]}")
-    if finding.args:
-        entry.append(f"SMTPGUARD_ARGS={json.dumps(finding.args)}")
-    if finding.ancestors:
-        entry.append(f"SMTPGUARD_ANCESTORS={parents_json(finding.ancestors)}")
     if finding.makers:
         entry.append(f"SMTPGUARD_MAKERS={makers_json(finding.makers)}")
     if finding.count != 1:
@@ -211,6 +215,22 @@ def _named(forms: tuple[str, ...], finding: Finding) -> list[str]:
     if finding.incomplete:
         entry.append(f"SMTPGUARD_INCOMPLETE={','.join(finding.incomplete)}")
     return entry
+
+
+@lru_cache(maxsize=256)  # a connection, its end and its messages have one process
+def _process_lines(values: tuple[Any, ...]) -> tuple[str, ...]:
+    """Give what is known of a process, of what _process() gives."""
+    *plain, args, ancestors = values
+    entry = [
+        form % value
+        for form, value in zip(_PROCESS_FORMS, plain, strict=True)
+        if value is not None
+    ]
+    if args:
+        entry.append(f"SMTPGUARD_ARGS={json.dumps(args)}")
+    if ancestors:
+        entry.append(f"SMTPGUARD_ANCESTORS={parents_json(ancestors)}")
+    return tuple(entry)
 
 
 def _mail_lines(found: Message) -> list[str]:

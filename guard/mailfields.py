@@ -32,6 +32,7 @@ _LATER = (
     ("token", "SMTPGUARD_TOKEN", ""),
 )
 _values = attrgetter(*(attribute for attribute, _, _ in _COLUMNS))
+_FORMS = tuple(f"{field}=%s" for _, field, _ in _COLUMNS)
 # What a finding calls by a name that the message needs for itself. Its number too:
 # delivery.py knows the entry of a connect() by it.
 RENAMED = {
@@ -43,10 +44,7 @@ RENAMED = {
 
 def message_lines(found: Message) -> list[str]:
     """Give the "NAME=value" texts of all but the origin."""
-    lines = [
-        f"{field}={value}"
-        for (_, field, _), value in zip(_COLUMNS, _values(found), strict=True)
-    ]
+    lines = [form % value for form, value in zip(_FORMS, _values(found), strict=True)]
     for which, where in (("CLIENT", found.client), ("SERVER", found.server)):
         if where:
             lines.append(f"SMTPGUARD_{which}_ADDR={where[0]}")

@@ -20,7 +20,7 @@ from guard.delivery import Delivery, Forgetful, Record
 from guard.errors import GuardError, TornEvent
 from guard.event import Event
 from guard.finding import Kind, Message, Notice
-from guard.journal import Found
+from guard.journal import Found, Told
 from guard.kernel import Guard
 from guard.mta.owed import Owed
 from guard.origin import Naming
@@ -57,7 +57,7 @@ class Clerk(Worker):
         super().__init__("scribe")
         self._echo = echo
         self._delivery = Delivery(record or Forgetful(), self._say)
-        self._notices: queue.SimpleQueue[Found] = queue.SimpleQueue()
+        self._notices: queue.SimpleQueue[Told] = queue.SimpleQueue()
         self._stopping = threading.Event()
         # by whoever tells, and by us; findings, and messages among them
         self._counting = threading.Lock()
@@ -86,16 +86,17 @@ class Clerk(Worker):
         with self._counting:
             self._count(messages)
 
-    def tell(self, found: Found) -> None:
+    def tell(self, found: Told) -> None:
         """Have this written as well, after the events that came before it.
 
+        What takes long to make may be told as what makes it, and does not raise.
         While journald takes nothing, so many wait and no more; the rest is counted.
         """
         with self._counting:
             self._count(_messages(found))
         self.tell_expected(found)
 
-    def tell_expected(self, found: Found) -> None:
+    def tell_expected(self, found: Told) -> None:
         """Likewise, of messages that were announced."""
         with self._counting:
             if self._notices.qsize() < _MOST_WAITING:
@@ -150,8 +151,8 @@ class Clerk(Worker):
                 self._dropped[1] -= messages
                 self._count(-messages)
 
-    def _write_notice(self, found: Found) -> None:
-        self._write(found)
+    def _write_notice(self, found: Told) -> None:
+        self._write(found() if callable(found) else found)
         if mail := _messages(found):
             with self._counting:
                 self._count(-mail)
@@ -268,8 +269,10 @@ class Scribe(Clerk):
         )
 
 
-def _messages(found: Found) -> int:
+def _messages(found: Told) -> int:
     """Give how many messages of mail are lost with a finding: no ring has those."""
+    if callable(found):
+        return 1
     if isinstance(found, Notice) and found.kind is Kind.LOST:
         return int(found.fields.get("LOST_MESSAGES", 0))
     if isinstance(found, Message):

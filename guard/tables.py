@@ -312,11 +312,19 @@ class Tables:
 
 
 def _owner_key(src: tuple[str, int], dst: tuple[str, int], cookie: int | None) -> bytes:
-    key = abi.OwnerKey(netns_cookie=cookie or netns_cookie())
-    for end, (address, port) in ((key.src, src), (key.dst, dst)):
-        end.address[:] = abi.pack_address(address)
-        end.port = port
-    return bytes(key)
+    return _OWNER_KEY.pack(
+        cookie or netns_cookie(),
+        abi.pack_address(src[0]),
+        src[1],
+        abi.pack_address(dst[0]),
+        dst[1],
+    )
+
+
+# struct owner_key; by struct, as one is made for each message
+_OWNER_KEY = struct.Struct("=Q16sH6x16sH6x")
+if _OWNER_KEY.size != ctypes.sizeof(abi.OwnerKey):
+    raise AssertionError("struct owner_key has changed")
 
 
 # What stands in the record of who loaded what, where it stands there.

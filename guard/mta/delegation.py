@@ -10,8 +10,8 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 from guard.errors import BadRequest
 
@@ -22,12 +22,11 @@ END_OF_MESSAGE = "END-OF-MESSAGE"
 DATA = "DATA"
 _INSTANCE = re.compile(r"[!-~]{0,128}")  # process, time and number
 _DIGITS = 15
-_NAMES = re.compile(r"[a-z0-9_\n]+")
+_NAME = re.compile(r"[a-z0-9_]+")
 _QUEUE_ID = re.compile(r"[0-9A-Za-z]{0,64}")  # postconf(5), enable_long_queue_ids
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """What Postfix asks about; "" and 0 where it does not say."""
 
     state: str  # of the protocol: RCPT, END-OF-MESSAGE
@@ -109,9 +108,14 @@ def _attributes(raw: bytes) -> dict[str, str]:
         raise BadRequest("a line that is not name=value") from None
     if len(found) != len(lines):
         raise BadRequest("a name that is given twice")
-    if not _NAMES.fullmatch("\n".join(found)):
+    if not _are_names(tuple(found)):
         raise BadRequest("a name that is none")
     return found
+
+
+@lru_cache(maxsize=64)  # a Postfix always sends the same
+def _are_names(names: tuple[str, ...]) -> bool:
+    return all(map(_NAME.fullmatch, names))
 
 
 def _number(given: Mapping[str, str], name: str) -> int:

@@ -28,6 +28,7 @@ SPAN_NAMES = ("minute", "hour")
 # Rows, of some 200 bytes: whoever makes more origins than that shares one with others.
 MOST_ORIGINS = 20_000
 OTHERS = b"(others)"
+_MOST_KNOWN = 1024  # of which are read once; some 700 bytes
 _LONGEST = 512  # bytes of an origin's name; its checksum tells longer ones apart
 _REMEMBERED = 4096  # messages that are not counted again when they are asked for again
 _BUSY_SECONDS = 0.2  # guardctl reads meanwhile; a writer does not wait for readers
@@ -90,6 +91,10 @@ class Counts:
         self._path = path
         self._base: sqlite3.Connection | None = None
         self._rows = 0  # at least as many as there are
+        # What the file holds, as it is open: nobody else writes it. Of some origins,
+        # and of all messages that are remembered, by slot.
+        self._known: dict[tuple[str, bytes], tuple[Window, Window]] = {}
+        self._seen: dict[int, tuple[str, str]] = {}
 
     def put(self, policy: Policy) -> None:
         """Note which limits are in force, for guardctl. Raises MtaError."""
@@ -115,18 +120,18 @@ class Counts:
         """
         with self._changing() as base:
             slot = zlib.crc32(instance.encode(errors="surrogateescape")) % _REMEMBERED
-            seen = base.execute("SELECT * FROM seen WHERE slot = ?", (slot,)).fetchone()
-            if instance and seen and seen[1] == instance:
+            seen = self._seen.get(slot)
+            if instance and seen and seen[0] == instance:
                 by_name = {limit.name: limit for limit, _ in limited}
-                return by_name.get(seen[2]), []
+                return by_name.get(seen[1]), []
             now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
             met, news = self._count(base, limited, recipients, enforce, now_ns)
             # one that was refused may be sent again under the same name: smtpd leaves
             # its transaction open after a refusal at the end of data
             if not _refuses(met, enforce):
+                self._seen[slot] = said = (instance, met.name if met else "")
                 base.execute(
-                    "INSERT OR REPLACE INTO seen VALUES (?, ?, ?)",
-                    (slot, instance, met.name if met else ""),
+                    "INSERT OR REPLACE INTO seen VALUES (?, ?, ?)", (slot, *said)
                 )
         return met, news
 
@@ -166,21 +171,28 @@ class Counts:
                 elif is_over:
                     window.refused += 1
             base.execute(_PUT, (limit.name, key, *_flat(windows)))
+            self._known[limit.name, key] = windows
         return met, news
 
     def _row(
         self, base: sqlite3.Connection, limit: Limit, key: bytes, now_ns: int
     ) -> tuple[bytes, tuple[Window, Window]]:
         """Find the windows of an origin, begun anew where they are over."""
-        row = base.execute(_GET, (limit.name, key)).fetchone()
-        if row is None and key != OTHERS:
+        windows = self._known.get((limit.name, key))
+        if windows is None:
+            row = base.execute(_GET, (limit.name, key)).fetchone()
+            windows = _windows(row) if row else None
+            if len(self._known) >= _MOST_KNOWN:
+                self._known.clear()
+        if windows is None and key != OTHERS:
             if self._rows >= MOST_ORIGINS:
                 base.execute(_OVER, (now_ns,))
+                self._known.clear()
                 [self._rows] = base.execute("SELECT count(*) FROM counts").fetchone()
             if self._rows >= MOST_ORIGINS:
                 return self._row(base, limit, OTHERS, now_ns)
             self._rows += 1
-        windows = _windows(row) if row else (Window(now_ns), Window(now_ns))
+        windows = windows or (Window(now_ns), Window(now_ns))
         first, second = (
             window if window.began_ns + span_ns > now_ns else Window(now_ns)
             for window, span_ns in zip(windows, SPANS_NS, strict=True)
@@ -192,6 +204,8 @@ class Counts:
         if self._base is not None:
             self._base.close()
         self._base = None
+        self._known.clear()
+        self._seen.clear()
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[sqlite3.Connection]:
@@ -202,10 +216,11 @@ class Counts:
             self._base.execute("BEGIN IMMEDIATE")
             try:
                 yield self._base
+                self._base.execute("COMMIT")
             except BaseException:
                 self._base.rollback()
+                self.close()  # for what is known of it may not be in it
                 raise
-            self._base.execute("COMMIT")
         except sqlite3.OperationalError as error:  # a full disk, or a lock
             self.close()
             raise MtaError(f"{self._path}: {error}", hint="counts go on") from None
@@ -229,6 +244,8 @@ class Counts:
             base.executescript(_SCHEMA)
             base.executemany("INSERT INTO about VALUES (?, ?)", about.items())
         [self._rows] = base.execute("SELECT count(*) FROM counts").fetchone()
+        seen = base.execute("SELECT slot, instance, met FROM seen")
+        self._seen = {slot: (instance, met) for slot, instance, met in seen}
         return base
 
 

@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from guard import abi
 from guard.errors import TornEvent
 from guard.event import HEADER_SIZE, unpack_event
-from guard.journal import fields
 from guard.origin import Naming
 from guard.ringbuf import RingBuffer
 from tests.faults.site import Site
+from tests.journal.findings import fields
 
 FULL = ctypes.sizeof(abi.RawEvent)
 NAMING = Naming()

@@ -133,7 +133,7 @@ def delegation(data: bytes) -> None:
     whole, _ = take_requests(data)
     for raw in whole:
         request = parse_request(raw)
-        told = sent_message(request, None, NAMING, DUNNO, "")
+        told = sent_message(request, None, NAMING, DUNNO, "", 1)
         assert journalled(told) == told
         _harmless(told)
         said = answer(STRICT.decide(request, None).action)

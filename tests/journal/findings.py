@@ -21,7 +21,7 @@ from guard.finding import (
     Notice,
     Process,
 )
-from guard.journal import NOTICES
+from guard.journal import NOTICES, Found, lines
 
 BOOT = "c3e7caf302f84c289c136585bbc253b9"
 _numbers = itertools.count(1)
@@ -74,6 +74,11 @@ PLAIN = Finding(
     bytes_received=0,
     duration_us=None,
 )
+
+
+def fields(found: Found) -> list[bytes]:
+    """Give an entry as sd_journal_sendv(3) takes it: b"NAME=value" each."""
+    return [line.encode("utf-8", "surrogateescape") for line in lines(found)]
 
 
 def finding(kind: Kind = Kind.DENIED, **changes: Any) -> Finding:

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 
 from guard.errors import JournalError
 from guard.finding import Finding, Kind, Maker, Message, Notice, Process
-from guard.journal import MESSAGE_IDS, Found, fields, frame, lines, read
+from guard.journal import MESSAGE_IDS, Found, frame, lines, read
 from guard.message import mail_message, message, priority
 from tests.journal.findings import (
     PLAIN,
+    fields,
     finding,
     findings,
     hostile,

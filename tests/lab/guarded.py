@@ -34,11 +34,12 @@ def start_journald(lab: Lab) -> None:
 
 
 class Guard:
-    """guardd in the foreground on the lab's host."""
+    """guardd on the lab's host, which also prints what it journals."""
 
-    def __init__(self, lab: Lab, policy: str) -> None:
-        """Write the policy (TOML), but do not start."""
+    def __init__(self, lab: Lab, policy: str, prints: bool = True) -> None:
+        """Write the policy (TOML), but do not start; prints: not so its unit."""
         self.lab = lab
+        self._options = ["--foreground"] if prints else []
         self.write_policy(policy)
         self._process: subprocess.Popen[str] | None = None
 
@@ -50,7 +51,7 @@ class Guard:
         """Start guardd and wait until the policy is in force."""
         self._process = self.lab.start(
             ["guardd", "--policy", POLICY, "--cgroup", str(self.lab.cgroup)]
-            + ["--pin-dir", PIN_DIR, "--foreground"],
+            + ["--pin-dir", PIN_DIR, *self._options],
             unit="system.slice/smtp-guard.service",
             output=f"{SCRATCH}/guardd.log",
         )

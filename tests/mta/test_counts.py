@@ -126,6 +126,14 @@ def test_the_same_message_is_counted_once(counts: Counts, path: Path) -> None:
     assert hour(path) == (2, 10, 0)
 
 
+def test_what_could_not_be_written_is_not_counted(counts: Counts, path: Path) -> None:
+    """What is known of the file is looked up again after a failure half-way."""
+    take(counts)
+    with pytest.raises(OverflowError):  # more than SQLite has numbers for
+        counts.take(next(NAMES), [(HOURLY, "uid 33")], 2**64, True)
+    assert not take(counts) and hour(path) == (2, 2, 0)
+
+
 def test_refused_and_sent_again_under_the_same_name(
     counts: Counts, path: Path, clock: list[int]
 ) -> None:

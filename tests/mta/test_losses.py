@@ -104,7 +104,7 @@ def test_messages_beyond_what_may_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[Found] = []
     monkeypatch.setattr(clerk._delivery, "write", written.append)
     found = [mail(None, unknown="no-port"), finding(), mail(None, unknown="no-port")]
-    for one in (*found, found[0]):
+    for one in (lambda: found[0], *found[1:], lambda: found[0]):
         clerk.tell(one)
     assert clerk.messages_waiting == 3  # one in the queue, two that are dropped
     clerk._write_notices()

@@ -69,7 +69,7 @@ class Site:
         self.expected += messages
 
     def tell_expected(self, found: Any) -> None:
-        self.told.append(found)
+        self.told.append(found() if callable(found) else found)
 
     def _find(self, client: tuple[str, int], server: tuple[str, int]) -> Event | None:
         self.asked.append((client, server))
