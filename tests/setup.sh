@@ -27,6 +27,8 @@ packages+=(
 )
 # A name server, rewritten senders, and who checks SPF.
 packages+=(bind9 bind9-utils postfix-policyd-spf-python postsrsd python3-spf)
+# Other kinds of tables than the usual one.
+packages+=(postfix-cdb postfix-lmdb)
 # What reads the man pages, and the shells that complete.
 packages+=(fish man-db mandoc zsh)
 # What tests/vm makes and runs guests with.

@@ -10,7 +10,6 @@ import click
 from guard.cli import mail_options as options
 from guard.cli.answers import show_checks
 from guard.mail.doctor import diagnose
-from guard.mail.postfix import Postfix
 
 _EXAMPLES = """\b
 Exit status: 1 when something is anonymous (FAIL), 0 otherwise.
@@ -30,4 +29,4 @@ def doctor(config_dir: Path, as_json: bool) -> None:
 
     Changes nothing. Reads what Postfix has, whether or not mail.toml set it.
     """
-    show_checks(diagnose(Postfix(config_dir)), as_json)
+    show_checks(diagnose(options.postfix_in(config_dir)), as_json)

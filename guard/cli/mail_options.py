@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from guard.cli import complete
+from guard.cli.switching import Loaded
 from guard.mail import edit
 from guard.mail.applying import alone, apply
 from guard.mail.planning import Change, Plan, diff
@@ -43,6 +44,11 @@ json_object = click.option("--json", "as_json", is_flag=True, help="One JSON obj
 def table(function: F) -> F:
     """Add --table, --config-dir and --json."""
     return table_file(config_dir(json_object(function)))
+
+
+def postfix_in(config_dir: Path) -> Postfix:
+    """Give the Postfix of --config-dir, beside the guard of --pin-dir."""
+    return Postfix(config_dir, Loaded(click.get_current_context().obj))
 
 
 def told(restored: Iterable[str]) -> None:

@@ -15,7 +15,6 @@ from guard.cli.answers import show_checks
 from guard.errors import MailError, NotWritten
 from guard.mail import edit, smarthost
 from guard.mail.password import usable
-from guard.mail.postfix import Postfix
 from guard.mail.table import TLS_LEVELS, TLS_WITHOUT_PASSWORD, SmartHost, load
 from guard.mail.transaction import write_private
 from guard.text import json_text, printable
@@ -34,7 +33,7 @@ Examples:
   guardctl mail smart-host set "[mail.relay.example]:587" someuser
   guardctl mail smart-host set mailchannels account --authenticated-header
   guardctl mail smart-host set "[mail.relay.example]" app --password-file - <secret
-  guardctl mail smart-host set "[192.0.2.1]:25" --tls may
+  guardctl mail smart-host set "[192.0.2.1]:25" --tls may --pin
 """
 _SHOW = """\b
 Exit status: 0 with a smart host, 1 without.
@@ -93,6 +92,12 @@ def smart_host() -> None:
     is_flag=True,
     help="Tell the relay which user sent each message (Received: header).",
 )
+@click.option(
+    "--pin/--no-pin",
+    default=None,
+    help="Have the guard let Postfix connect to it and nowhere else; as before unless"
+    " given.",
+)
 @options.table
 def set_(
     host: str,
@@ -102,6 +107,7 @@ def set_(
     tls: str,
     ca_file: str | None,
     authenticated_header: bool,
+    pin: bool | None,
     table: Path,
     config_dir: Path,
     as_json: bool,
@@ -116,7 +122,7 @@ def set_(
         raise click.UsageError("--password-file or --password-credential: one of them")
     if (password_credential or password_file) and not user:
         raise click.UsageError("a password needs a USER")
-    postfix = Postfix(config_dir)
+    postfix = options.postfix_in(config_dir)
     values: dict[str, object] = {}
     values["preset" if host in _PRESETS else "host"] = host
     before = None
@@ -136,6 +142,8 @@ def set_(
         values["ca_file"] = str(Path(ca_file).absolute())
     if authenticated_header:
         values["authenticated_header"] = True
+    if pin is not None:
+        values["pin"] = pin
     options.edit_and_apply(postfix, table, edit.smart_host_on(values), as_json, before)
 
 
@@ -177,7 +185,7 @@ def _keeper(path: Path, password: str) -> Callable[[], Callable[[], None]]:
 def show(table: Path, config_dir: Path, as_json: bool) -> None:
     """Show the table's smart host, and what Postfix has now; no password."""
     host = load(table).smart_host if table.exists() else None
-    now = Postfix(config_dir).value("relayhost")
+    now = options.postfix_in(config_dir).value("relayhost")
     if as_json:
         click.echo(json_text({**_json(host), "relayhost": now or None}, indent=2))
     else:
@@ -195,15 +203,16 @@ def _json(host: SmartHost | None) -> dict[str, object]:
         "password": str(host.password) if host and host.password else None,
         "tls": host.tls if host else None,
         "authenticated_header": host.authenticated_header if host else None,
+        "pin": host.pin if host else None,
     }
 
 
 def _words(host: SmartHost | None) -> str:
     if host is None:
         return "no smart host"
-    if not host.user:
-        return f"{host.relay.text}, tls {host.tls}"
-    return f"{host.relay.text}, user {host.user} ({host.password}), tls {host.tls}"
+    user = f", user {host.user} ({host.password})" if host.user else ""
+    pinned = ", pinned" if host.pin else ""
+    return f"{host.relay.text}{user}, tls {host.tls}{pinned}"
 
 
 @smart_host.command("off", epilog=_OFF)
@@ -213,7 +222,7 @@ def off(table: Path, config_dir: Path, as_json: bool) -> None:
 
     Postfix has again what it had before; the password's file stays.
     """
-    postfix = Postfix(config_dir)
+    postfix = options.postfix_in(config_dir)
     options.edit_and_apply(postfix, table, edit.smart_host_off, as_json)
 
 
@@ -233,5 +242,5 @@ def test(table: Path, config_dir: Path, as_json: bool) -> None:
             f"{table}: no smart host", hint="guardctl mail smart-host set HOST USER"
         )
     password = host.password.read() if host.password else ""
-    name = Postfix(config_dir).value("myhostname")
+    name = options.postfix_in(config_dir).value("myhostname")
     show_checks(smarthost.test(host, password, name), as_json)

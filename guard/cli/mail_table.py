@@ -14,7 +14,6 @@ from guard.mail.applying import alone, look, remember
 from guard.mail.applying import apply as put_in_force
 from guard.mail.checking import examine
 from guard.mail.planning import Plan, make_plan
-from guard.mail.postfix import Postfix
 from guard.mail.table import MailTable, SmartHost, load
 from guard.text import json_text, printable
 
@@ -59,7 +58,7 @@ def plan(table: Path, config_dir: Path, as_json: bool) -> None:
 
     Apply refuses later when any of these has changed since.
     """
-    postfix = Postfix(config_dir)
+    postfix = options.postfix_in(config_dir)
     wanted = load(table)
     options.told(look(postfix))
     found = make_plan(postfix, wanted)
@@ -83,7 +82,7 @@ def apply(table: Path, config_dir: Path, as_json: bool) -> None:
     Files are replaced whole, `postfix check` is asked, and a running Postfix is
     reloaded; when any of that fails all is as before. What was replaced is kept.
     """
-    postfix = Postfix(config_dir)
+    postfix = options.postfix_in(config_dir)
     wanted = load(table)
     with alone(postfix) as restored:
         options.told(restored)
@@ -96,7 +95,7 @@ def apply(table: Path, config_dir: Path, as_json: bool) -> None:
 @options.table
 def check(table: Path, config_dir: Path, as_json: bool) -> None:
     """Tell what was changed since apply, and what of the table is not applied."""
-    postfix = Postfix(config_dir)
+    postfix = options.postfix_in(config_dir)
     wanted = load(table)
     options.told(look(postfix))
     found = make_plan(postfix, wanted)
@@ -116,7 +115,7 @@ def revert(config_dir: Path, as_json: bool) -> None:
     wrote it, and is told. Where nobody else has, main.cf and master.cf are what they
     were byte for byte.
     """
-    postfix = Postfix(config_dir)
+    postfix = options.postfix_in(config_dir)
     with alone(postfix) as restored:
         options.told(restored)
         done = put_in_force(postfix, MailTable(), as_planned=False)
@@ -127,7 +126,7 @@ def revert(config_dir: Path, as_json: bool) -> None:
 @options.table
 def show(table: Path, config_dir: Path, as_json: bool) -> None:
     """Show the table as it was understood, and whether it is applied; no password."""
-    postfix = Postfix(config_dir)
+    postfix = options.postfix_in(config_dir)
     wanted = load(table)
     found = make_plan(postfix, wanted)
     if as_json:
@@ -160,6 +159,7 @@ def smart_host_json(host: SmartHost | None) -> dict[str, object] | None:
         "tls": host.tls,
         "ca_file": str(host.ca_file) if host.ca_file else None,
         "authenticated_header": host.authenticated_header,
+        "pin": host.pin,
     }
 
 
@@ -179,7 +179,8 @@ def _smart_host(host: SmartHost | None) -> str:
     if host is None:
         return "none"
     user = f", user {host.user}" if host.user else ""
-    return f"{host.relay.text}{user}, tls {host.tls}"
+    pinned = ", pinned" if host.pin else ""
+    return f"{host.relay.text}{user}, tls {host.tls}{pinned}"
 
 
 def _flag(value: bool | None, yes: str, no: str) -> str:

@@ -10,7 +10,6 @@ import click
 from guard.cli import mail_options as options
 from guard.errors import BadQuery
 from guard.mail import edit
-from guard.mail.postfix import Postfix
 from guard.mail.table import load, pattern, transport_value
 from guard.text import json_text, printable
 
@@ -72,7 +71,7 @@ def set_(domain: str, name: str, table: Path, config_dir: Path, as_json: bool) -
     (one attempt, then the mail is returned), relaylim (one connection at a time),
     error:TEXT (returned at once), or a transport of master.cf with its next hop.
     """
-    postfix = Postfix(config_dir)
+    postfix = options.postfix_in(config_dir)
     try:
         value = transport_value(name)
     except ValueError as error:
@@ -86,7 +85,7 @@ def set_(domain: str, name: str, table: Path, config_dir: Path, as_json: bool) -
 @options.table
 def unset(domain: str, table: Path, config_dir: Path, as_json: bool) -> None:
     """Have the mail for DOMAIN go the usual way again: take its line out, and apply."""
-    postfix = Postfix(config_dir)
+    postfix = options.postfix_in(config_dir)
     name = _domain(domain)
     there = name in load(table).transports
     if there:

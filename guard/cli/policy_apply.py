@@ -4,25 +4,21 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shlex
 import signal
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import click
 
 from guard.cli.files import write_whole
-from guard.cli.notices import tell_journal
-from guard.errors import GuardError, NotApplied, NotLoaded
-from guard.force import keeper_of, only_one, policy_notice, put_in_force
+from guard.cli.switching import loaded, one_at_a_time, switch
+from guard.errors import GuardError, NotApplied
+from guard.force import keeper_of, only_one, put_in_force
 from guard.kernel import Guard
-from guard.ownerrules import served_by
 from guard.pins import roots_alone
 from guard.policy import DEFAULT_FILE, Policy, load
-from guard.serving import daemon_pid, signal_daemon
+from guard.serving import signal_daemon
 from guard.text import json_text, printable
 
 _EXAMPLES = """\b
@@ -31,8 +27,6 @@ Examples:
   guardctl policy check draft.toml && guardctl policy apply draft.toml
   guardctl --pin-dir /sys/fs/bpf/lab policy apply lab.toml
 """
-_SECONDS = 15.0  # that guardd may take
-_LOCK_SECONDS = 60.0  # that others who apply may take
 
 
 @click.command(epilog=_EXAMPLES)
@@ -46,21 +40,12 @@ def apply(pin_dir: Path, file: Path | None, as_json: bool) -> None:
     FILE the policy file itself is read again. A policy with errors changes
     nothing, neither the file nor what is in force.
     """
-    try:
-        guard = Guard(pin_dir)
-    except NotLoaded:
-        pid = served_by(pin_dir)
-        if pid is None:
-            raise
-        raise NotApplied(
-            "this host is guarded without kernel programs",
-            hint=f"kill -HUP {pid} has guardd read its policy file again",
-        ) from None
+    guard = loaded(pin_dir)
     target = Path(guard.about().get("policy", ""))
-    with _one_at_a_time(target.parent):
+    with one_at_a_time(target.parent):
         if file is None or os.path.realpath(file) == os.path.realpath(target):
             policy = load(target)
-            _switch(guard, policy)
+            switch(guard, policy)
         else:
             _may_be_replaced(guard, file, target)
             policy = _install(guard, file, target)
@@ -71,38 +56,6 @@ def apply(pin_dir: Path, file: Path | None, as_json: bool) -> None:
         return
     shown = printable(str(target))
     click.echo(f"in force: {shown}, {mode}, sha256 {policy.sha256.hex()[:12]}")
-
-
-@contextlib.contextmanager
-def _one_at_a_time(folder: Path) -> Iterator[None]:
-    """Wait for another apply to this folder: file and kernel must stay a pair.
-
-    Not for ever: whoever may read the folder can hold that lock.
-    """
-    try:
-        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
-        raise NotApplied(f"{folder}: {error.strerror}") from None
-    try:
-        end = time.monotonic() + _LOCK_SECONDS
-        while not _locked(fd):
-            if time.monotonic() > end:
-                raise NotApplied(
-                    f"{folder} is locked by another process",
-                    hint=f"find it: lslocks; ls -di {shlex.quote(str(folder))} tells "
-                    "the inode",
-                )
-            time.sleep(0.05)
-        yield
-    finally:
-        os.close(fd)
-
-
-def _locked(fd: int) -> bool:
-    with contextlib.suppress(BlockingIOError):
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
-    return False
 
 
 def _may_be_replaced(guard: Guard, file: Path, target: Path) -> None:
@@ -137,12 +90,12 @@ def _install(guard: Guard, file: Path, target: Path) -> Policy:
         os.link(target, kept)
         staged.rename(target)
     except OSError as error:
-        raise NotApplied(f"{error.filename}: {error.strerror}") from None
+        raise NotApplied(f"{error.filename or staged}: {error.strerror}") from None
     finally:
         staged.unlink(missing_ok=True)
     try:
         policy = load(target)
-        _switch(guard, policy)
+        switch(guard, policy)
     except BaseException:
         kept.rename(target)
         _back(guard, target)
@@ -159,28 +112,3 @@ def _back(guard: Guard, target: Path) -> None:
         if signal_daemon(guard, signal.SIGHUP) is None:
             with only_one(guard.pin_dir):
                 put_in_force(guard, load(target), keeper_of(guard))
-
-
-def _switch(guard: Guard, policy: Policy) -> None:
-    pid = daemon_pid(guard)
-    if pid is None:
-        with only_one(guard.pin_dir):
-            put_in_force(guard, policy, keeper_of(guard))
-            guard.set_about(refused=None)
-        tell_journal([policy_notice(policy, policy.files[0])])
-        return
-    before = guard.about().get("attempt", 0)
-    signal_daemon(guard, signal.SIGHUP)
-    end = time.monotonic() + _SECONDS
-    while guard.about().get("attempt", 0) == before:
-        if time.monotonic() > end:
-            raise NotApplied(
-                f"guardd (pid {pid}) did not answer",
-                hint="journalctl -u smtp-guard tells why",
-            )
-        time.sleep(0.02)
-    refused = guard.about().get("refused")
-    if refused:
-        raise NotApplied(f"guardd refused it: {refused}")
-    if bytes(guard.policy().sha256) != policy.sha256:
-        raise NotApplied("the file was changed meanwhile", hint="apply it again")

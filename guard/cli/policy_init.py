@@ -63,6 +63,6 @@ def _write_new(file: Path, text: str) -> None:
             hint="guardctl policy init --print shows what it would have been",
         ) from None
     except OSError as error:
-        raise NotWritten(f"{error.filename}: {error.strerror}") from None
+        raise NotWritten(f"{error.filename or staged}: {error.strerror}") from None
     finally:
         staged.unlink(missing_ok=True)

@@ -10,6 +10,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from guard.errors import (
@@ -19,7 +20,7 @@ from guard.errors import (
     MailNotApplied,
     NotWritten,
 )
-from guard.mail.planning import Plan, digests, make_plan
+from guard.mail.planning import Plan, make_plan
 from guard.mail.postfix import MAIN, MASTER, Postfix
 from guard.mail.state import (
     State,
@@ -30,10 +31,18 @@ from guard.mail.state import (
     state_file,
 )
 from guard.mail.table import MailTable
-from guard.mail.transaction import Target, commit, pending, roll_back, write_private
+from guard.mail.transaction import (
+    Target,
+    commit,
+    not_applied,
+    pending,
+    roll_back,
+    write_private,
+)
 
 _PLANNED = "planned.json"
 _STAGED = "staged"
+_POLICY = "policy"  # its name among the whole files of a state
 
 
 @contextlib.contextmanager
@@ -49,7 +58,7 @@ def alone(postfix: Postfix) -> Iterator[list[str]]:
         folder.mkdir(mode=0o700, exist_ok=True)
         fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise NotWritten(f"{error.filename}: {error.strerror}") from None
+        raise NotWritten(f"{error.filename or folder}: {error.strerror}") from None
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -77,9 +86,14 @@ def _recover(postfix: Postfix) -> list[str]:
     try:
         restored = roll_back(state_dir(postfix))
     except OSError as error:
-        raise NotWritten(f"{error.filename}: {error.strerror}") from None
+        where = error.filename or state_dir(postfix)
+        raise NotWritten(f"{where}: {error.strerror}") from None
     if restored:
         postfix.reload()
+        with contextlib.suppress(GuardError):
+            policy = postfix.guard.file()
+            if str(policy) in restored:
+                postfix.guard.put(policy)
     return restored
 
 
@@ -88,7 +102,11 @@ def remember(postfix: Postfix, plan: Plan) -> None:
     with contextlib.suppress(OSError):  # read-only: apply will not work either
         postfix.ours.mkdir(mode=0o755, exist_ok=True)
         state_dir(postfix).mkdir(mode=0o700, exist_ok=True)
-        seen = {"time": int(time.time()), "digests": plan.digests}
+        seen = {
+            "time": int(time.time()),
+            "digests": plan.digests,
+            "denied": plan.denied,
+        }
         write_private(state_dir(postfix) / _PLANNED, json.dumps(seen).encode())
 
 
@@ -104,8 +122,10 @@ def apply(postfix: Postfix, table: MailTable, *, as_planned: bool = True) -> Pla
             hint=f"put that right first: postfix -c {postfix.config_dir} check",
         )
     plan = make_plan(postfix, table)
-    if as_planned:
-        _as_planned(postfix, plan)
+    seen = _planned(postfix)
+    if as_planned and seen:
+        _as_planned(plan, seen)
+    _as_told(plan, seen if as_planned else None)
     if plan.changes or state_bytes(plan.state) != state_bytes(_items(plan.was)):
         _carry_out(postfix, plan)
     (state_dir(postfix) / _PLANNED).unlink(missing_ok=True)
@@ -114,63 +134,106 @@ def apply(postfix: Postfix, table: MailTable, *, as_planned: bool = True) -> Pla
 
 def _items(state: State) -> State:
     """Give a state without the copies of whole files, to compare it."""
-    return State(state.parameters, state.members, state.services, state.files)
+    return replace(state, original={}, left={})
 
 
-def _as_planned(postfix: Postfix, plan: Plan) -> None:
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """A plan that somebody has looked at."""
+
+    then: str
+    digests: dict[str, str]
+    denied: list[str]
+
+
+def _planned(postfix: Postfix) -> _Seen | None:
     raw = read_private(state_dir(postfix) / _PLANNED)
     if raw is None:
-        return
+        return None
     try:
         seen = json.loads(raw)
         then = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seen["time"]))
-        before = dict(seen["digests"])
+        return _Seen(then, dict(seen["digests"]), list(seen["denied"]))
     except (ValueError, KeyError, TypeError):
-        return  # no plan that anybody has seen
+        return None  # no plan that anybody has seen
+
+
+def _as_planned(plan: Plan, seen: _Seen) -> None:
     other = [
-        path for path, digest in plan.digests.items() if before.get(path) != digest
+        path
+        for path, digest in plan.digests.items()
+        if seen.digests.get(path) != digest
     ]
     if other:
         raise MailNotApplied(
-            f"{', '.join(other)} changed since the plan of {then}",
+            f"{', '.join(other)} changed since the plan of {seen.then}",
             hint="look at it again: guardctl mail plan",
+        )
+
+
+def _as_told(plan: Plan, seen: _Seen | None) -> None:
+    """Refuse to deny mail that nobody was told of."""
+    told = {*plan.was.denied, *(seen.denied if seen else ())}
+    if new := [way for way in plan.denied if way not in told]:
+        raise MailNotApplied(
+            f"pin would deny to Postfix what goes by {'; '.join(new)}",
+            hint="pin = true in mail.toml, guardctl mail plan, and if that is what you"
+            " want, guardctl mail apply",
         )
 
 
 def _carry_out(postfix: Postfix, plan: Plan) -> None:
     staged = state_dir(postfix) / _STAGED
+    policy = plan.pin.file if plan.pin and plan.pin.changes else None
+    with postfix.guard.alone(policy) if policy else contextlib.nullcontext():
+        _carry_out_alone(postfix, plan, staged)
+
+
+def _carry_out_alone(postfix: Postfix, plan: Plan, staged: Path) -> None:
     try:
         shutil.rmtree(staged, ignore_errors=True)
         staged.mkdir(mode=0o700)
         targets = _targets(postfix, plan, staged)
-        if digests(postfix, plan.tables) != plan.digests:
+        if plan.digests_now(postfix) != plan.digests:
             raise MailNotApplied(
-                "somebody edited main.cf, master.cf or a table at this very moment",
+                "somebody edited one of the files at this very moment",
                 hint="look at it again: guardctl mail plan",
             )
         commit(
             state_dir(postfix),
             targets,
-            lambda: _verify(postfix),
-            lambda: _reload_old(postfix),
+            lambda: _verify(postfix, plan),
+            lambda: _reload_old(postfix, plan),
         )
-    except OSError as error:
-        raise NotWritten(f"{error.filename}: {error.strerror}") from None
+    except OSError as error:  # of a write(2): it does not say which file
+        raise not_applied(error, staged) from None
     finally:
         shutil.rmtree(staged, ignore_errors=True)
 
 
-def _reload_old(postfix: Postfix) -> None:
+def _reload_old(postfix: Postfix, plan: Plan) -> None:
     """Have Postfix forget what was taken back: its programs read it as they start."""
     with contextlib.suppress(GuardError):
         postfix.reload()
+    if plan.pin and plan.pin.changes:
+        with contextlib.suppress(GuardError):
+            postfix.guard.put(plan.pin.file)
 
 
-def _verify(postfix: Postfix) -> None:
-    """Ask Postfix; what went wrong is rolled back, and Postfix told of that, too."""
+def _verify(postfix: Postfix, plan: Plan) -> None:
+    """Ask Postfix, and the guard, in the order that denies nothing in between.
+
+    What went wrong is rolled back, and both are told of that, too.
+    """
+    policy = plan.pin.file if plan.pin and plan.pin.changes else None
+    pinned = plan.state.pinned is not None
+    if policy and not pinned:
+        postfix.guard.put(policy)
     if complaint := postfix.examine():
         raise MailNotApplied(f"postfix check: {complaint}")
     postfix.reload()
+    if policy and pinned:
+        postfix.guard.put(policy)
 
 
 def _targets(postfix: Postfix, plan: Plan, staged: Path) -> list[Target]:
@@ -207,6 +270,11 @@ def _targets(postfix: Postfix, plan: Plan, staged: Path) -> list[Target]:
         _remember_whole(plan, name, now, new)
         if edits:
             configs.append(Target(real, new, keep_mode=True))
+    if plan.pin and plan.pin.changes:
+        now = plan.pin.file.read_bytes()
+        new = _whole(plan, _POLICY, now) or plan.pin.text.encode()
+        _remember_whole(plan, _POLICY, now, new)
+        configs.append(Target(plan.pin.file, new, keep_mode=True))
     record = Target(state_file(postfix), state_bytes(state), 0o600)
     return [*written, *configs, *gone, record]
 
@@ -230,6 +298,8 @@ def _edit(postfix: Postfix, plan: Plan, staged: Path) -> None:
 
 
 def _ours_in(state: State, name: str) -> bool:
+    if name == _POLICY:
+        return state.pinned is not None
     return bool(state.services if name == MASTER else state.parameters or state.members)
 
 

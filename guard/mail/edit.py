@@ -20,11 +20,17 @@ _MODE = 0o644  # no secret stands in it
 
 
 def smart_host_on(values: Mapping[str, object]) -> Edit:
-    """Have [smart_host] hold these values and no others."""
+    """Have [smart_host] hold these values and no others, but for its pin.
+
+    Who gives a new password means to leave to the guard what it may let pass.
+    """
 
     def edit(document: TOMLDocument) -> None:
+        before = document.unwrap().get("smart_host")
         smart_host_off(document)
         section = tomlkit.table()
+        if isinstance(before, dict) and before.get("pin"):
+            section["pin"] = True
         for key, value in values.items():
             section[key] = value
         document["smart_host"] = section
@@ -48,10 +54,12 @@ def transport(domain: str, value: str | None) -> Edit:
                 return
             section = tomlkit.table()
             document["transports"] = section
+        # as the admin wrote it: Yahoo.COM is yahoo.com
+        there = [str(key) for key in section if str(key).lower() == domain]
         if value is not None:
-            section[domain] = value
-        elif domain in section:
-            del section[domain]
+            section[there[0] if there else domain] = value
+        elif there:
+            del section[there[0]]
 
     return edit
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from guard.errors import MailError
-from guard.mail import relaying, smarthost, transports
+from guard.mail import pin, relaying, smarthost, transports
 from guard.mail.postfix import MAIN, MASTER, Postfix
 from guard.mail.relaying import Member
 from guard.mail.state import Kept, KeptMember, State, read_state, sha256
@@ -50,11 +50,20 @@ class Plan:
     main: dict[str, str | None] = field(default_factory=dict)
     master: dict[str, str | None] = field(default_factory=dict)
     files: dict[str, File | None] = field(default_factory=dict)
+    pin: pin.Pin | None = None
+    denied: list[str] = field(default_factory=list)  # ways that pin denies to Postfix
+
+    def digests_now(self, postfix: Postfix) -> dict[str, str]:
+        """Give what digests is now."""
+        policy = [self.pin.file] if self.pin else []
+        return digests(postfix, self.tables, policy)
 
 
-def digests(postfix: Postfix, names: Sequence[str]) -> dict[str, str]:
-    """Give sha256 of main.cf, master.cf and the tables of these names and indexes."""
-    paths = [postfix.main_cf(), postfix.master_cf()]
+def digests(
+    postfix: Postfix, names: Sequence[str], others: Sequence[Path] = ()
+) -> dict[str, str]:
+    """Give sha256 of main.cf, master.cf, these tables and indexes, and other files."""
+    paths = [postfix.main_cf(), postfix.master_cf(), *others]
     for name in names:
         text = postfix.ours / name
         paths += [text, postfix.indexed(text)]
@@ -91,6 +100,7 @@ def make_plan(postfix: Postfix, table: MailTable) -> Plan:
         relaying.reject_open(*(_will_be(postfix, plan, name) for name in sides))
     _files(plan, postfix, want.files)
     _notes(plan, table)
+    _pin(plan, postfix, table)
     return plan
 
 
@@ -257,6 +267,44 @@ def _pairs(text: str) -> str:
     """Give a table's text as `postmap -s` prints its index: keys in small letters."""
     lines = [line.split(None, 1) for line in text.splitlines() if line[:1] != "#"]
     return "".join(sorted(f"{key.lower()}\t{value}\n" for key, value in lines))
+
+
+# ---- the guard's policy
+
+
+def _pin(plan: Plan, postfix: Postfix, table: MailTable) -> None:
+    host = table.smart_host
+    found = plan.pin = pin.pin_of(postfix, host, plan.was.pinned)
+    if host and not host.pin:
+        plan.notes += pin.unpinned(postfix, host)
+    if found is None:
+        return
+    plan.digests[str(found.file)] = "" if found.gone else _sha(found.was)
+    plan.state.pinned = found.kept
+    before, after = pin.shown(found.before), pin.shown(found.after)
+    if found.changes:
+        plan.changes.append(
+            Change(str(found.file), "include", before, after, found.edited)
+        )
+    elif found.edited and not (host and host.pin):
+        plan.notes.append(
+            f"{found.file}: include was changed since apply, and is left as it is"
+        )
+    if host and host.pin:
+        if found.changes or "relayhost" in plan.main:
+            plan.notes += pin.examine(found, postfix, host)
+        ours = [m for m in plan.state.members if m == transports.TRANSPORT_MAPS]
+        kept = plan.state.members[ours[0]] if ours else None
+        text = _will_be(postfix, plan, transports.TRANSPORT_MAPS)
+        others = relaying.without(text, kept.element) if kept else text
+        plan.denied = pin.denied(postfix, table, others)
+        plan.state.denied = plan.denied
+        plan.notes += [f"pin: denied is what goes by {way}" for way in plan.denied]
+    if found.changes and postfix.guard.is_pending(found.file):
+        raise MailError(
+            f"pin: {found.file} has changes that are not in force, and would be then",
+            hint="guardctl policy apply, if they are meant",
+        )
 
 
 # ---- words

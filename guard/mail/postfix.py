@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from guard.errors import MailError, MailNotApplied, MtaError
+from guard.mail.guarded import Guarded
 from guard.text import printable
 
 DEFAULT_CONFIG_DIR = Path("/etc/postfix")
@@ -24,13 +25,16 @@ _SECONDS = 120.0  # `postfix check` takes half a second; a host may be very busy
 _UNUSED = re.compile(r"^postconf: warning: \S+: unused parameter: ([^=]+)=(.*)$", re.M)
 # DATABASE_README: what postmap makes beside the text, in order of preference.
 SUFFIX = {"lmdb": ".lmdb", "hash": ".db", "btree": ".db", "cdb": ".cdb"}
+# DATABASE_README: types that postmap -s cannot list, only look up in.
+_NO_SEQUENCE = frozenset(("cdb",))
 
 
 class Postfix:
     """One instance, by its configuration directory as for postconf -c."""
 
-    def __init__(self, config_dir: Path = DEFAULT_CONFIG_DIR) -> None:
+    def __init__(self, config_dir: Path, guard: Guarded) -> None:
         """Find it; raises MtaError when Postfix or that directory is not there."""
+        self.guard = guard
         self.config_dir = Path(os.path.abspath(config_dir))
         if not shutil.which("postconf", path=_PATH):
             raise MtaError(
@@ -126,10 +130,16 @@ class Postfix:
     def map_text(self, text: Path) -> str:
         """Give what the indexed table holds, sorted lines of key and value.
 
-        Nothing where the index is of another type, or torn.
+        Of a type that cannot be listed: of the text's keys alone. Nothing where the
+        index is of another type, or torn.
         """
         kind = f"{self.map_kind()}:{text}"
-        done = self._call("postmap", "-s", kind, config_dir=None)
+        if self.map_kind() in _NO_SEQUENCE:
+            words = [line.split(None, 1) for line in text.read_text().splitlines()]
+            keys = "".join(f"{word[0].lower()}\n" for word in words if word)
+            done = self._call("postmap", "-q", "-", kind, config_dir=None, text=keys)
+        else:
+            done = self._call("postmap", "-s", kind, config_dir=None)
         return "".join(sorted(done.stdout.splitlines(keepends=True)))
 
     # ---- edited copies
@@ -186,14 +196,14 @@ class Postfix:
         return done
 
     def _call(
-        self, program: str, *arguments: str, config_dir: Path | None
+        self, program: str, *arguments: str, config_dir: Path | None, text: str = ""
     ) -> subprocess.CompletedProcess[str]:
         """Run one of Postfix's programs; what it writes goes nowhere else."""
         argv = [program, "-c", str(config_dir or self.config_dir), *arguments]
         try:
             return subprocess.run(
                 argv,
-                stdin=subprocess.DEVNULL,
+                input=text,
                 capture_output=True,
                 text=True,
                 errors="surrogateescape",

@@ -40,6 +40,15 @@ class KeptMember:
     after: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class KeptPolicy:
+    """Likewise include of the guard's policy file; None: it had none."""
+
+    path: str
+    before: list[str] | None
+    after: list[str] | None
+
+
 @dataclass(slots=True)
 class State:
     """Everything of ours in one Postfix; empty where nothing was applied."""
@@ -48,14 +57,18 @@ class State:
     members: dict[str, KeptMember] = field(default_factory=dict)
     services: dict[str, Kept] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)  # name: sha256 of the text
-    # main.cf and master.cf as they were before the first apply, while nobody else
-    # has edited them since, and the sha256 of what apply left.
+    pinned: KeptPolicy | None = None
+    # What pin denies, and somebody has seen in a plan.
+    denied: list[str] = field(default_factory=list)
+    # main.cf, master.cf and the policy as they were before the first apply, while
+    # nobody else has edited them since, and the sha256 of what apply left.
     original: dict[str, str] = field(default_factory=dict)
     left: dict[str, str] = field(default_factory=dict)
 
     def is_empty(self) -> bool:
         """Tell whether nothing of ours is there."""
-        return not (self.parameters or self.members or self.services or self.files)
+        ours = self.parameters or self.members or self.services or self.files
+        return not (ours or self.pinned)
 
 
 def state_dir(postfix: Postfix) -> Path:
@@ -125,6 +138,8 @@ def _state(data: Any) -> State:
         kept("members", KeptMember),
         kept("services", Kept),
         dict(data["files"]),
+        KeptPolicy(**data["pinned"]) if data.get("pinned") else None,
+        list(data.get("denied", ())),
         dict(data["original"]),
         dict(data["left"]),
     )

@@ -26,7 +26,7 @@ _KEYS = (
 )
 _SMART_HOST_KEYS = (
     *("preset", "host", "user", "password_file", "password_credential"),
-    *("tls", "ca_file", "authenticated_header"),
+    *("tls", "ca_file", "authenticated_header", "pin"),
 )
 _NAME = re.compile(
     r"(?=.{1,253}\Z)[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9])?"
@@ -35,8 +35,11 @@ _NAME = re.compile(
 _RELAY = re.compile(
     r"(?:\[(?P<exact>[^\[\]\s]+)\]|(?P<name>[^\[\]:\s]+))(?::(?P<port>[0-9]{1,5}))?"
 )
-# transport(5): a domain, those below it, one address, or all others.
-_PATTERN = re.compile(r"(?:[^@\s:/=|]{1,64}@)?\.?[a-z0-9_.-]{1,253}|\*")
+# transport(5): a domain, those below it, one address (of RFC 5322's atext), or all
+# others. postmap(1) takes a line that begins with # for a comment.
+_PATTERN = re.compile(
+    r"(?:(?!#)[a-z0-9!#$%&'*+?^_`{}~.-]{1,64}@)?\.?[a-z0-9_.-]{1,253}|\*"
+)
 _TRANSPORT = re.compile(r"(?P<name>[A-Za-z0-9_-]+)(?::(?P<rest>.*))?")
 
 
@@ -60,6 +63,7 @@ class SmartHost:
     tls: str = "encrypt"
     ca_file: Path | None = None
     authenticated_header: bool = False
+    pin: bool = False  # the guard lets Postfix connect to nobody else
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,9 +132,10 @@ def _smart_host(top: Table) -> SmartHost | None:
     if relay and relay.port == SUBMISSIONS and tls in TLS_WITHOUT_PASSWORD:
         table.error("tls", f"port {SUBMISSIONS} is TLS alone", 'write "encrypt"')
     header = table.flag("authenticated_header") or False
+    pin = table.flag("pin") or False
     if not relay:
         return None
-    return SmartHost(relay, user, password, tls or "encrypt", ca_file, header)
+    return SmartHost(relay, user, password, tls or "encrypt", ca_file, header, pin)
 
 
 def _host(table: Table) -> Relay | None:
@@ -226,7 +231,10 @@ def _transports(top: Table) -> dict[str, str]:
     found = {}
     for domain, transport in value.items():
         try:
-            found[pattern(domain)] = transport_value(transport)
+            name = pattern(domain)
+            if name in found:
+                raise ValueError("is there twice: no case counts in a domain")
+            found[name] = transport_value(transport)
         except ValueError as error:
             table.error(domain, str(error), 'write as in "yahoo.com" = "relaylim"')
     return found

@@ -46,7 +46,7 @@ def commit(
         _prepare(folder, targets)
     except OSError as error:
         _clean(target.path for target in targets)
-        raise _not_applied(error, folder) from None
+        raise not_applied(error, folder) from None
     try:
         for target in targets:
             _replace(target)
@@ -55,14 +55,15 @@ def commit(
         _undo(folder)
         undone()
         if isinstance(error, OSError):
-            raise _not_applied(error, folder) from None
+            raise not_applied(error, folder) from None
         raise
     (folder / JOURNAL).unlink()
     _sync(folder)
     _clean(target.path for target in targets)
 
 
-def _not_applied(error: OSError, folder: Path) -> MailNotApplied:
+def not_applied(error: OSError, folder: Path) -> MailNotApplied:
+    """Say what could not be written, by default in folder: all is as before."""
     return MailNotApplied(
         f"{error.filename or folder}: {error.strerror}",
         hint="is the disk full, or mounted read-only?",

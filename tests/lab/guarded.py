@@ -33,6 +33,18 @@ def start_journald(lab: Lab) -> None:
     wait_until(lambda: served(lab.path("/run/systemd/journal/socket")), "journald")
 
 
+def start_resolver(lab: Lab) -> subprocess.Popen[str]:
+    """As the unit does: as a user without any right, in a folder that is its own."""
+    wait_until(lab.path("/run/smtp-guard/smart-host").exists, "guardd's question")
+    lab.check(["install", "-d", "-o", "nobody", "/run/smtp-guard-names"])
+    return lab.start(
+        ["guardd", "--resolve"],
+        user="nobody",
+        unit="system.slice/smtp-guard-names.service",
+        output=f"{SCRATCH}/names.log",
+    )
+
+
 class Guard:
     """guardd on the lab's host, which also prints what it journals."""
 
@@ -69,6 +81,11 @@ class Guard:
         assert self._process
         self._process.send_signal(how)
         self._process.wait(20)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send guardd a signal."""
+        assert self._process
+        self._process.send_signal(number)
 
     def ctl(self, *argv: str) -> Done:
         """Run guardctl on the lab's host."""

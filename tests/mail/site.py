@@ -43,6 +43,7 @@ smtpd_sasl_local_domain = {RELAY}
 smtpd_sasl_mechanism_filter = plain, login
 """
 RELAY_MASTER = f"""\
+25 inet n - n - - smtpd
 {PORT} inet n - n - - smtpd
 {TLS_PORT} inet n - n - - smtpd -o smtpd_tls_wrappermode=yes
 {SELF_SIGNED_PORT} inet n - n - - smtpd -o smtpd_tls_chain_files={HOME}/self.pem

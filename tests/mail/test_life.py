@@ -20,6 +20,17 @@ WHOLE = (
     + '[transports]\n"yahoo.com" = "relaylim"\n".ru" = "oneshot"\n'
     '"example.com" = "error:Bad domain!"\n'
 )
+SMALL_DISK = """\
+cp -a /etc/postfix /srv/postfix-copy
+mount -t tmpfs -o mode=755,size=1m small /etc/postfix
+mv /srv/postfix-copy/* /etc/postfix
+rm -rf /srv/postfix-copy
+"""
+FILL = """\
+rm -f /etc/postfix/fill
+dd if=/dev/zero of=/etc/postfix/fill bs=4k 2>/dev/null || true
+truncate -s -{room}k /etc/postfix/fill
+"""
 UNTIDY = """
 # of the admin's own
 smtpd_recipient_restrictions =
@@ -212,6 +223,56 @@ def test_another_apply_at_the_same_time(site: Site) -> None:
     holder.stdin.close()
     holder.wait()
     site.does("apply")
+
+
+def test_four_at_the_same_time(site: Site) -> None:
+    """Each has it whole or says that another one works on it; all of it is there."""
+    site.write_table(WHOLE)
+    argv = ["guardctl", "mail", "apply"]
+    started = [site.lab.start(argv) for _ in range(4)]
+    ended = [(one.communicate(timeout=180)[1], one.returncode) for one in started]
+    statuses = [status for _, status in ended]
+    assert 0 in statuses and set(statuses) <= {0, 75}, ended
+    assert all("another guardctl mail" in said for said, status in ended if status)
+    site.does("check")
+    assert site.is_running()
+
+
+def test_a_full_disk(site: Site) -> None:
+    """A file system with no room, then with more and more, until it is enough."""
+    site.write_table(WHOLE)
+    site.lab.check(["sh", "-euc", SMALL_DISK])
+    before: dict[str, bytes] = {}
+    try:
+        refusals, room = 0, 0
+        while refusals < 20:
+            site.lab.check(["sh", "-euc", FILL.format(room=room)])
+            before = site.config()
+            done = site.guardctl("apply")
+            if done.returncode == 0:
+                break
+            refusals += 1
+            room += 12
+            assert done.returncode in (73, 75, 78), done
+            assert "No space left on device" in done.stderr
+            assert "/etc/postfix/" in done.stderr, "it says where"
+            assert site.config() == before
+            assert site.is_running()
+        assert 3 < refusals < 20, "at the lock, a table, master.cf, main.cf"
+        site.does("check")
+        after = site.config()
+        site.lab.check(["sh", "-euc", FILL.format(room=0)])
+        after = site.config()
+        done = site.guardctl("revert")
+        if done.returncode:
+            assert "No space left on device" in done.stderr
+            assert site.config() == after
+        site.lab.check(["rm", "/etc/postfix/fill"])
+        site.does("revert")
+        before.pop("fill")
+        assert site.config() == before
+    finally:
+        site.lab.check(["umount", "-l", "/etc/postfix"])
 
 
 def test_postfix_check_that_fails_already(site: Site) -> None:

@@ -91,6 +91,10 @@ def test_what_is_no_host(text: str) -> None:
         ("[smart_host]\npreset = 'other'\n", 2, '"other" is not "mailchannels"'),
         ("[transports]\na = 'error'\n", 2, "no text"),
         ("[transports]\n'a b' = 'oneshot'\n", 1, "is not a domain"),
+        ("[transports]\n'#x@a.example' = 'oneshot'\n", 1, "is not a domain"),
+        ("[transports]\n'\"x\"@a.example' = 'oneshot'\n", 1, "is not a domain"),
+        ("[transports]\n'B.c' = 'oneshot'\n'b.C' = 'relaylim'\n", 1, "twice"),
+        ("[smart_host]\nhost = 'a'\npin = 'yes'\n", 3, "true or false"),
         ("authorized_submit_users = ['a b']\n", 1, "no blank"),
         ("authorized_submit_users = []\n", 1, "empty list"),
         ("relay_mynetworks = \n", 1, "not TOML"),
@@ -120,7 +124,7 @@ def test_all_problems_come_in_one_run() -> None:
 @pytest.mark.parametrize(
     ("domain", "value"),
     [("yahoo.com", "relaylim:"), (".ru", "oneshot:"), ("*", "smtp:[b.example]")]
-    + [("a@b.example", "error:Bad domain!")],
+    + [("a@b.example", "error:Bad domain!"), ("a#b+c@.d.example", "oneshot:")],
 )
 def test_a_transport(domain: str, value: str) -> None:
     assert pattern(domain.upper() if "@" not in domain else domain) == domain

@@ -151,6 +151,10 @@ def test_set_list_unset(empty: Site) -> None:
         empty.does("transport", "unset", domain)
     text = empty.lab.path(TABLE).read_text()
     assert text.startswith("# kept\n")
+    empty.write_table('[transports]\n"Yahoo.COM" = "oneshot" # his own spelling\n')
+    empty.does("transport", "set", "yahoo.com", "relaylim")
+    assert '"Yahoo.COM" = "relaylim" # his own' in empty.lab.path(TABLE).read_text()
+    empty.does("transport", "unset", "yahoo.com")
     assert empty.guardctl("transport", "list").returncode == 1
     assert empty.guardctl("transport", "unset", ".ru").returncode == 1
     assert empty.config() == before
@@ -161,6 +165,7 @@ def test_set_list_unset(empty: Site) -> None:
     [
         ("yahoo.com", "nosuch", "no transport nosuch in master.cf"),
         ("yahoo com", "relaylim", "is not a domain"),
+        ("#x@yahoo.com", "relaylim", "is not a domain"),
         ("yahoo.com", "error", "error has no text"),
         ("b\u00fccher.example", "relaylim", "xn--"),
         ("yahoo.com", "relay\nlim", "is not a transport"),
@@ -185,20 +190,39 @@ def test_a_transport_table_of_somebody_else_is_not_overwritten(empty: Site) -> N
     empty.log_of("somebody@v4.example.org", since, "sent")
 
 
-def test_tables_of_another_type(empty: Site) -> None:
-    """As a new distribution's default has it; btree's index is named as hash's is."""
+@pytest.mark.parametrize(
+    ("kind", "suffix"), [("btree", "db"), ("lmdb", "lmdb"), ("cdb", "cdb")]
+)
+def test_tables_of_another_type(empty: Site, kind: str, suffix: str) -> None:
+    """As another distribution's default has it: postmap makes a file of another name.
+
+    btree's is named as hash's is; cdb's can be looked up in and not listed.
+    """
     before = empty.config()
     empty.does("transport", "set", "yahoo.com", "relaylim")
-    empty.lab.write(f"{OURS}/transport.lmdb", "left by another type")
-    empty.postconf("-e", "default_database_type=btree")
+    index = empty.lab.path(f"{OURS}/transport.{suffix}")
+    empty.lab.write(f"{OURS}/transport.sdbm", "nobody's")
+    for other in {"db", "lmdb", "cdb"} - {suffix, "db"}:
+        empty.lab.write(f"{OURS}/transport.{other}", "left by another type")
+    empty.postconf("-e", f"default_database_type={kind}")
     assert empty.guardctl("check").returncode == 1
     empty.does("apply")
+    empty.does("check")
     maps = empty.postconf("-h", "transport_maps").strip()
-    assert maps == f"btree:{OURS}/transport, texthash:/etc/postfix/transport"
-    assert not empty.lab.path(f"{OURS}/transport.lmdb").exists()
+    assert maps == f"{kind}:{OURS}/transport, texthash:/etc/postfix/transport"
+    ours = {path.name for path in index.parent.glob("transport*")}
+    assert ours == {"transport", index.name, "transport.sdbm"}
     since = send(empty, "somebody@yahoo.com")
     assert "relaylim/smtp" in empty.log_of("somebody@yahoo.com", since, "sent")
+    # another key's index, of the right type and mode
+    empty.lab.write(f"{OURS}/other", "a.example\trelaylim:\n")
+    empty.lab.check(["postmap", f"{kind}:{OURS}/other"])
+    empty.lab.check(["mv", f"{OURS}/other.{suffix}", str(f"{OURS}/{index.name}")])
+    assert f"{index.name} was not made of it" in empty.guardctl("plan").stdout
     empty.does("revert")
+    assert not index.exists()
+    for name in ("other", "transport.sdbm"):
+        empty.lab.path(f"{OURS}/{name}").unlink()
     empty.postconf("-X", "default_database_type")
     assert empty.config() == before
 

@@ -3,17 +3,25 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from tests.lab import Lab, wait_until
 from tests.lab.dns import NameServer
+from tests.lab.guarded import Guard
 from tests.lab.lab import INTERNET, SCRATCH
 
 RELAYS = ("198.51.100.61", "198.51.100.62", "198.51.100.63", "2001:db8:2::61")
 ZONE = "example.com"
+CONNECT = """\
+import socket, sys
+s = socket.create_connection((sys.argv[1], int(sys.argv[2])), 20)
+assert s.recv(3) == b"220"
+"""
 
 
 @pytest.fixture(scope="module")
@@ -37,3 +45,30 @@ def dns(lab: Lab) -> NameServer:
     server = NameServer(lab)
     server.set(ZONE, "relay 4 IN A 198.51.100.61\n")
     return server
+
+
+# ---- what a test asks
+
+
+def status(guard: Guard) -> dict[str, Any]:
+    done = guard.ctl("status", "--json")
+    assert done.returncode == 0, done
+    about: dict[str, Any] = json.loads(done.stdout)["smart_host"]
+    return about
+
+
+def addresses(guard: Guard) -> list[str]:
+    return list(status(guard)["addresses"])
+
+
+def connect(lab: Lab, address: str, port: int = 25, **options: Any) -> str:
+    """Connect and be greeted, as user mail; gives "", or the reason why not."""
+    argv = ["python3", "-c", CONNECT, address, str(port)]
+    done = lab.run(argv, **{"user": "mail", "unit": "user.slice", **options})
+    return "" if done.returncode == 0 else done.stderr.splitlines()[-1]
+
+
+def in_force(lab: Lab, address: str, allowed: bool) -> None:
+    """Wait until the kernel's verdict on an address is this."""
+    want = "" if allowed else "PermissionError: [Errno 1] Operation not permitted"
+    wait_until(lambda: connect(lab, address) == want, f"{address}: {want or 'allowed'}")

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import re
 import signal
-import subprocess
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,10 +13,9 @@ import pytest
 
 from tests.lab import MX4, UNGUARDED, Lab, Postfix, wait_until
 from tests.lab.dns import NameServer
-from tests.lab.guarded import Guard, start_journald
-from tests.lab.lab import SCRATCH
+from tests.lab.guarded import Guard, start_journald, start_resolver
 from tests.lab.postfix import MAIN_CF
-from tests.smarthost.conftest import RELAYS, ZONE
+from tests.smarthost.conftest import RELAYS, ZONE, addresses, connect, in_force, status
 
 A, B, C, A6 = RELAYS
 NAME = f"[relay.{ZONE}]:25"
@@ -56,11 +54,6 @@ finally:
     ok = {a: n for (a, e), n in counts.items() if not e}
     print(json.dumps({"ok": ok, "denied": denied}), flush=True)
 """
-CONNECT = """\
-import socket, sys
-s = socket.create_connection((sys.argv[1], int(sys.argv[2])), 20)
-assert s.recv(3) == b"220"
-"""
 
 
 @pytest.fixture(scope="module")
@@ -81,42 +74,6 @@ def guard(lab: Lab, postfix: Postfix) -> Iterator[Guard]:
     wait_until(lambda: addresses(guard) == [A], "the first answer")
     yield guard
     guard.stop()
-
-
-def start_resolver(lab: Lab) -> subprocess.Popen[str]:
-    """As the unit does: as a user without any right, in a folder that is its own."""
-    wait_until(lab.path("/run/smtp-guard/smart-host").exists, "guardd's question")
-    lab.check(["install", "-d", "-o", "nobody", "/run/smtp-guard-names"])
-    return lab.start(
-        ["guardd", "--resolve"],
-        user="nobody",
-        unit="system.slice/smtp-guard-names.service",
-        output=f"{SCRATCH}/names.log",
-    )
-
-
-def status(guard: Guard) -> dict[str, Any]:
-    done = guard.ctl("status", "--json")
-    assert done.returncode == 0, done
-    about: dict[str, Any] = json.loads(done.stdout)["smart_host"]
-    return about
-
-
-def addresses(guard: Guard) -> list[str]:
-    return list(status(guard)["addresses"])
-
-
-def connect(lab: Lab, address: str, port: int = 25, **options: Any) -> str:
-    """Connect and be greeted, as user mail; gives "", or the reason why not."""
-    argv = ["python3", "-c", CONNECT, address, str(port)]
-    done = lab.run(argv, **{"user": "mail", "unit": "user.slice", **options})
-    return "" if done.returncode == 0 else done.stderr.splitlines()[-1]
-
-
-def in_force(lab: Lab, address: str, allowed: bool) -> None:
-    """Wait until the kernel's verdict on an address is this."""
-    want = "" if allowed else "PermissionError: [Errno 1] Operation not permitted"
-    wait_until(lambda: connect(lab, address) == want, f"{address}: {want or 'allowed'}")
 
 
 def notices(guard: Guard) -> list[str]:

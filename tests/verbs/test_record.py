@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from guard import ownerrules
-from guard.cli import policy_apply
+from guard.cli import switching
 from guard.errors import AlreadyRunning
 from guard.kernel import Guard
 from guard.serving import start_ticks
@@ -55,7 +55,7 @@ def test_a_process_of_roots_is_signalled_at_roots_word_alone(
     owner: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(policy_apply, "_SECONDS", 0.2)
+    monkeypatch.setattr(switching, "_SECONDS", 0.2)
     site.load()
     name_it(site, bystander)
     if owner == "nobody":
@@ -76,7 +76,7 @@ def test_a_process_of_that_users_own_is_signalled(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As guardd is, which its unit runs under that user."""
-    monkeypatch.setattr(policy_apply, "_SECONDS", 0.2)
+    monkeypatch.setattr(switching, "_SECONDS", 0.2)
     site.load()
     with subprocess.Popen(["sleep", "600"], user=NOBODY) as process:
         name_it(site, process)
@@ -135,7 +135,7 @@ def test_root_replaces_no_file_at_that_users_word(
 def test_a_user_who_locks_the_folder_holds_nobody_up_for_ever(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(policy_apply, "_LOCK_SECONDS", 0.2)
+    monkeypatch.setattr(switching, "_LOCK_SECONDS", 0.2)
     site.load()
     site.policy.write_text(OBSERVE)
     folder = os.open(site.policy.parent, os.O_RDONLY)
