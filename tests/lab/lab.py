@@ -92,18 +92,23 @@ _numbers = itertools.count()
 # Seconds until a test says that something will not happen: a guest under emulation, on
 # a machine that has other work, may well need half of it for what takes a second.
 PATIENCE = 60
+# How many times as long all may take here: where processors are emulated, which
+# tests/vm/inside/run says, nobody is to conclude from slowness that nothing comes.
+TIMES = int(os.environ.get("PATIENCE_TIMES", "1"))
 
 
 def wait_until(condition: Callable[[], T], what: str, timeout: float = PATIENCE) -> T:
     """Give condition() as soon as it is true.
 
     Raises TimeoutError, which says what was waited for and the last answer,
-    after timeout seconds.
+    after timeout seconds, or TIMES as many.
     """
-    deadline = time.monotonic() + timeout
+    deadline = time.monotonic() + timeout * TIMES
     while not (answer := condition()):
         if time.monotonic() > deadline:
-            raise TimeoutError(f"not within {timeout} s: {what} (last: {answer!r})")
+            raise TimeoutError(
+                f"not within {timeout * TIMES} s: {what} (last: {answer!r})"
+            )
         time.sleep(0.01)
     return answer
 

@@ -7,38 +7,30 @@ import contextlib
 import shutil
 import subprocess
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
 from tests.vm import debs
 from tests.vm.image import KERNELS, Image
+from tests.vm.qemu import Emulator, Machine
+from tests.vm.saved import BEGUN, BOOTED_WITHIN, READY, Saved, copy_disk
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 SCENARIOS = Path(__file__).with_name("scenarios")
 MOUNTED = "/opt/smtp-guard"  # there, in a guest: inside/boot
-MEMORY = 2 * 2**30  # bytes, of a guest
-BEGUN_WITHIN = 240  # seconds; 10 where nothing else runs
+BEGUN_WITHIN = 120  # seconds, of a saved guest that goes on; 2 where nothing else runs
+LOADED = 2  # times its seconds a scenario may take, on a machine that has more to do
 # Exit statuses of a scenario. 0 is none of them: any program may end with it.
 PASSED, NOT_TRIED, AGAIN = 123, 77, 124  # again: boot what it has made of the disk
 _LEFT_OUT = shutil.ignore_patterns(
     ".git", ".venv", ".*_cache", ".hypothesis", "build", "dist", "*.egg-info"
 )
-_COMMAND_LINE = (
-    "console=ttyS0 quiet loglevel=5 panic=-1 mitigations=off random.trust_cpu=on "
-    "no_timer_check"
-)
-# An old one: what new ones have for speed is slow in an emulator, and guests use it
-# where they see it. Without cmpxchg16b, for which it stops all processors.
-_PROCESSOR = "Nehalem,cx16=off,rdrand=on"
 
 
 @dataclass(frozen=True)
 class Head:
-    """What a scenario says first: `# boot: bare`, `# seconds: 120` for each boot.
+    """What a scenario says first: `# boot: bare`, `# seconds: 120` from its begin on.
 
     May be left out: `# boots: 2`, at most so many, of one disk; `# append: quiet`,
     the kernel's own options; and `# kernels: 6.1`, where what it is about does not
@@ -51,6 +43,11 @@ class Head:
     append: str  # more for the kernel's command line
     kernels: tuple[str, ...]
 
+    @property
+    def saved(self) -> bool:
+        """Whether it is about no boot, and may go on from a guest that was saved."""
+        return self.boots == 1 and not self.append
+
 
 @dataclass(frozen=True)
 class End:
@@ -60,13 +57,18 @@ class End:
     report: str  # what the scenario printed
     console: str  # what kernel and systemd printed
     seconds: float
-    processor: float = 0.0  # seconds, of the emulator
+    processor: float  # seconds, of the emulator
+    before: float  # of these, until the scenario began
+    begun: bool
     vain: int = 0  # boots in vain
 
     @property
     def cost(self) -> str:
         """What it took."""
-        took = f"after {self.seconds:.0f} s, {self.processor:.0f} s of processor"
+        took = (
+            f"after {self.seconds:.0f} s, {self.processor:.0f} s of processor "
+            f"({self.before:.0f} s until it began)"
+        )
         return f"{took}, {self.vain} boot in vain" if self.vain else took
 
     def __str__(self) -> str:
@@ -121,28 +123,35 @@ def checkout_disk(folder: Path) -> Path:
 
 @dataclass(frozen=True)
 class Guest:
-    """One scenario under one kernel, its disks, and the folder for logs."""
+    """One scenario on one machine, and the folder for its logs."""
 
-    image: Image
-    checkout: Path
+    machine: Machine
     scenario: Path
-    kernel: str
     folder: Path
 
-    def run(self, stop: threading.Event) -> End:
-        """Boot, run the scenario, give how it ended.
+    @classmethod
+    def of(
+        cls, image: Image, checkout: Path, scenario: Path, kernel: str, folder: Path
+    ) -> Guest:
+        """Give the guest that a scenario wants."""
+        wants = head(scenario)
+        machine = Machine(image, checkout, kernel, wants.boot, wants.append)
+        return cls(machine, scenario, folder)
+
+    def run(self, saved: Saved | None, stop: threading.Event) -> End:
+        """Have a booted guest, run the scenario, give how it ended.
 
         One that is not over within its seconds, or by stop, is ended and has no
         status. One that ends with AGAIN is run by another boot, of the disk as it
-        left it. One that was never begun is booted once more, and that is told.
+        left it. One that was never begun is begun once more, and that is told.
         """
         wants = head(self.scenario)
         ends: list[End] = []
-        with self._root(wants.boots > 1) as root:
+        with self._root(saved, wants.boots > 1) as root:
             begun, vain = 0, 0
             while True:
-                ends.append(self._boot(wants, root, stop))
-                if not ends[-1].report and not vain and not stop.is_set():
+                ends.append(self._boot(saved, wants, root, stop))
+                if not ends[-1].begun and not vain and not stop.is_set():
                     vain = 1
                     continue
                 begun += 1
@@ -154,57 +163,43 @@ class Guest:
             "\n--- another boot\n".join(end.console for end in ends),
             sum(end.seconds for end in ends),
             sum(end.processor for end in ends),
+            sum(end.before for end in ends),
+            ends[-1].begun,
             vain,
         )
 
     @contextlib.contextmanager
-    def _root(self, kept: bool) -> Iterator[str]:
+    def _root(self, saved: Saved | None, kept: bool) -> Iterator[str]:
         """Give qemu's words for the root disk, writes to which are kept or not."""
         if not kept:
-            yield f"file={self.image.root},snapshot=on"
+            of = saved.root if saved else self.machine.image.root
+            yield f"file={of},snapshot=on"
             return
         own = self.folder / "root.ext4"
-        subprocess.run(["cp", "--sparse=always", self.image.root, own], check=True)
+        copy_disk(self.machine.image.root, own)
         yield f"file={own}"
         own.unlink()
 
-    def _boot(self, wants: Head, root: str, stop: threading.Event) -> End:
-        ports = [self.folder / name for name in ("console", "report", "status")]
-        for port in ports:
-            port.write_text("")
-        argv = [
-            "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-no-reboot",
-            "-display", "none", "-accel", "tcg,thread=multi", "-cpu", _PROCESSOR,
-            "-smp", "2", "-m", str(MEMORY // 2**20),
-            *(word for port in ports for word in ("-serial", f"file:{port}")),
-            "-drive", f"{root},if=virtio,format=raw,cache=unsafe",
-            "-drive", f"file={self.checkout},if=virtio,format=raw,readonly=on",
-            "-kernel", str(self.image.kernel(self.kernel)),
-            "-initrd", str(self.image.initrd(self.kernel)),
-            "-append", f"{_COMMAND_LINE} boot={wants.boot} "
-            f"scenario={self.scenario.name} {wants.append}",
-        ]  # fmt: skip
-        began, used = time.monotonic(), 0.0
-        qemu = subprocess.Popen(argv, stdin=subprocess.DEVNULL)
-        meter = psutil.Process(qemu.pid)
-        try:
-            while not stop.wait(0.2):
-                # before it is waited for: later there is nothing to be read
-                used = max(used, sum(meter.cpu_times()[:2]))
-                lasted = time.monotonic() - began
-                begun = ports[1].stat().st_size
-                if (
-                    qemu.poll() is not None
-                    or lasted > wants.seconds
-                    or (lasted > BEGUN_WITHIN and not begun)
-                ):
-                    break
-            over = qemu.poll() is not None
-        finally:
-            qemu.kill()
-            qemu.wait()
-        console, report, status = (
-            port.read_text(errors="replace").replace("\r", "") for port in ports
-        )
-        ended = int(status) if over and status.strip() else None
-        return End(ended, report, console, time.monotonic() - began, used)
+    def _boot(
+        self, saved: Saved | None, wants: Head, root: str, stop: threading.Event
+    ) -> End:
+        argv = [*self.machine.argv(root), "-serial", "stdio"]
+        with Emulator(self.folder, argv, saved.state if saved else None) as qemu:
+            begun = False
+            if saved or qemu.wait_for("report", READY, BOOTED_WITHIN, stop):
+                # a port holds 16 bytes, and loses them when it is put as it was saved
+                qemu.tell(16 * "\n" + f"{self.scenario.name}\n")
+                begun = qemu.wait_for("report", BEGUN, BEGUN_WITHIN, stop)
+            used = qemu.processor
+            if begun:
+                qemu.wait_for_end(LOADED * wants.seconds, stop)
+            status = qemu.said("talk").strip() if qemu.over else ""
+            return End(
+                int(status) if status else None,
+                qemu.said("report"),
+                qemu.said("console") + qemu.said("qemu"),
+                qemu.seconds,
+                qemu.processor,
+                used,
+                begun,
+            )

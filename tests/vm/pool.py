@@ -7,10 +7,12 @@ import contextlib
 import fcntl
 import itertools
 import os
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import TextIO
 
 import psutil
@@ -18,8 +20,10 @@ import psutil
 from tests.vm import guest
 from tests.vm.guest import End, Guest
 from tests.vm.image import cache
+from tests.vm.qemu import MEMORY, Machine
+from tests.vm.saved import Saved, save
 
-PLACES = max(1, min(os.cpu_count() or 1, psutil.virtual_memory().total // guest.MEMORY))
+PLACES = max(1, min(os.cpu_count() or 1, psutil.virtual_memory().total // MEMORY))
 
 
 @contextlib.contextmanager
@@ -54,18 +58,43 @@ def running(
     """
     began, stop, over = time.monotonic(), threading.Event(), itertools.count(1)
 
-    def run(one: Guest) -> End:
+    def boot(machine: Machine, folder: Path) -> Saved:
+        folder.mkdir()
         with place(stop):
-            end = one.run(stop)
+            saved = save(machine, folder, stop)
+        say(
+            f"booted {machine.boot} {machine.kernel} and saved it after "
+            f"{saved.seconds:.0f} s, {saved.processor:.0f} s of processor"
+        )
+        return saved
+
+    def run(one: Guest, from_: Future[Saved] | None) -> End:
+        saved = from_.result() if from_ else None
+        with place(stop):
+            end = one.run(saved, stop)
         say(
             f"guest {next(over)} of {len(guests)}, {time.monotonic() - began:.0f} s: "
-            f"{one.scenario.name} {one.kernel} ended with {end.status} {end.cost}"
+            f"{one.scenario.name} {one.machine.kernel} "
+            f"ended with {end.status} {end.cost}"
         )
         return end
 
-    with ThreadPoolExecutor(PLACES) as pool:
-        order = sorted(guests, key=lambda one: -guest.head(one.scenario).seconds)
-        ends = {(one.scenario.name, one.kernel): pool.submit(run, one) for one in order}
+    order = sorted(guests, key=lambda one: -guest.head(one.scenario).seconds)
+    shared = dict.fromkeys(
+        one.machine for one in order if guest.head(one.scenario).saved
+    )
+    with tempfile.TemporaryDirectory() as top, ThreadPoolExecutor(PLACES) as pool:
+        # before all who wait for one: they can have no thread that it needs
+        saved = {
+            machine: pool.submit(boot, machine, Path(top, str(number)))
+            for number, machine in enumerate(shared)
+        }
+        ends = {
+            (one.scenario.name, one.machine.kernel): pool.submit(
+                run, one, saved[one.machine] if guest.head(one.scenario).saved else None
+            )
+            for one in order
+        }
         try:
             yield ends
         finally:

@@ -49,7 +49,7 @@ def ends(
                 str(item.callspec.params[key]) for key in ("name", "kernel")
             )
             folder = tmp_path_factory.mktemp(f"{name}-{kernel}-")
-            guests.append(Guest(made, disk, guest.SCENARIOS / name, kernel, folder))
+            guests.append(Guest.of(made, disk, guest.SCENARIOS / name, kernel, folder))
     with pool.running(guests, lines.put) as running:
         yield running
 
