@@ -148,7 +148,7 @@ def script_of(
     """
     if exe is None:
         return Script()
-    told = _resolved(request, None)  # not absolute: "Standard input code"
+    told = told_script(request)
     whole_cwd = None if _NO_CWD.intersection(incomplete) else cwd
     if program_of(exe) == "busybox" and args:
         if program_of(args[0]) == "busybox":
@@ -167,6 +167,11 @@ def script_of(
     if program in _PER_REQUEST and whole_cwd not in (None, "/"):
         return Script(f"{whole_cwd}/", FROM_CWD, pool)
     return Script(pool=pool)
+
+
+def told_script(request: str) -> str | None:
+    """Give the script of a request as PHP's probe told of it; None: of no file."""
+    return _resolved(request, None)  # not absolute: "Standard input code"
 
 
 def _pool(args: tuple[str, ...], unit: str | None) -> str | None:

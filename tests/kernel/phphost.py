@@ -75,11 +75,16 @@ def fpm_program() -> str:
     return str(found[0])
 
 
+def fpm_config(folder: Path) -> str:
+    """Configure the pools shop and blog, a worker each; sockets are in folder."""
+    return _FPM.format(folder=folder)
+
+
 @contextlib.contextmanager
 def fpm(folder: Path, cgroup: Path, program: str) -> Iterator[subprocess.Popen[bytes]]:
     """Run php-fpm with the pools shop and blog, a worker each, from one program."""
     config = folder / "fpm.conf"
-    config.write_text(_FPM.format(folder=folder))
+    config.write_text(fpm_config(folder))
     for name in ("shop", "blog"):
         (folder / f"{name}.sock").unlink(missing_ok=True)
     process = subprocess.Popen(
