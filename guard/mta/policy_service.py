@@ -35,6 +35,7 @@ from guard.mta.listener import Listener
 from guard.mta.origintoken import HEADER, Keys
 from guard.origin import Naming
 from guard.policy.model import Policy
+from guard.text import printable
 
 End = tuple[str, int]
 _LOOK_SECONDS = 1.0  # is the socket still there?
@@ -281,7 +282,8 @@ def limit_notice(met: Met, in_force: bool) -> Notice:
     return Notice(
         Kind.LIMITED,
         time.time_ns() // 1000,
-        f"limit {limit.name} of {' and '.join(most)} {each} is met by {met.origin};"
+        f"limit {limit.name} of {' and '.join(most)} {each} is met by"
+        f" {printable(met.origin)};"
         f" more is {done}",
         4 if in_force and limit.action != "notify" else 5,
         {

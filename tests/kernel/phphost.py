@@ -130,15 +130,20 @@ class Asking:
     """A request that php-fpm was sent; its answer comes later."""
 
     def __init__(
-        self, pool: Path, script: Path | str, uri: bytes = b"/", method: str = "GET"
+        self,
+        pool: Path,
+        script: Path | str,
+        uri: bytes = b"/",
+        method: str = "GET",
+        query: str = "x",
     ) -> None:
-        """Send it to the socket of a pool."""
+        """Send it to the socket of a pool; query is what the script has as q."""
         values = {
             b"SCRIPT_FILENAME": str(script).encode("utf-8", "surrogateescape"),
             b"SCRIPT_NAME": uri,  # what PHP takes for the URI: without a query
             b"REQUEST_URI": b"/?q=x",
             b"REQUEST_METHOD": method.encode(),
-            b"QUERY_STRING": b"q=x",
+            b"QUERY_STRING": f"q={query}".encode(),
             b"GATEWAY_INTERFACE": b"CGI/1.1",
         }
         params = b"".join(
