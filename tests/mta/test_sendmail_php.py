@@ -28,8 +28,8 @@ putenv("sender=" . $_GET['q']); passthru('python3 ../mail.py 2>&1');""",
     # (the shell stays until the other has begun: one without parents is nobody's)
     "shop.example/later.php": """\
 putenv("sender=" . $_GET['q']); exec('sh ../later.sh >/dev/null 2>&1 &
-while ! test -e /tmp/begun; do sleep 0.1; done');""",
-    "evil.example/stay.php": "while (!file_exists('/tmp/gone')) usleep(10000);",
+while ! test -e /srv/www/begun; do sleep 0.1; done');""",
+    "evil.example/stay.php": "while (!file_exists('/srv/www/gone')) usleep(10000);",
 }
 PYTHON = f"""\
 import os, subprocess
@@ -37,8 +37,8 @@ subprocess.run(["/usr/sbin/sendmail", "-i", "-f", os.environ["sender"], "{TO}"],
                input=b"Subject: hello\\n\\nhello\\n", check=True)
 """
 LATER = f"""\
-touch /tmp/begun
-while ! test -e /tmp/go; do sleep 0.1; done
+touch /srv/www/begun
+while ! test -e /srv/www/go; do sleep 0.1; done
 echo | /usr/sbin/sendmail -i -f $sender {TO}
 true
 """
@@ -51,7 +51,7 @@ def sites(desk: Desk) -> Sites:
         made.write(script, f"<?php {text}\n")
     made.write("mail.py", PYTHON)
     made.write("later.sh", LATER)
-    made.lab.check(["chmod", "1777", "/tmp"])
+    made.lab.check(["chmod", "1777", SITES])
     await_following(desk)
     return made
 
@@ -110,10 +110,10 @@ def test_a_request_that_is_over_when_the_message_comes(sites: Sites) -> None:
     sites.ask("shop.example/later.php", b"/order", query=sender)
     stays = sites.asking("evil.example/stay.php", b"/innocent")
     try:
-        sites.lab.path("/tmp/go").touch()
+        sites.lab.path("/srv/www/go").touch()
         found = handed_in(sites, sender)
     finally:
-        sites.lab.path("/tmp/gone").touch()
+        sites.lab.path("/srv/www/gone").touch()
         stays.answer()
     assert found["script"] == f"{SITES}/shop.example/later.php", found
     assert found["request_uri"] == "/order"
