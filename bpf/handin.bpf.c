@@ -4,7 +4,8 @@
  * files are followed that the message is in. An object of its own, which only guardd
  * holds: the guard does not need it.
  *
- *  handin_exec    what a process was started as is kept with it, for its life
+ *  handin_exec    what a process was started as is kept with it, for its life, and
+ *                 the request of PHP's that started it, as bpf/php.bpf.c tells of it
  *  handin_file    Postfix has written a queue file and is about to close it: the
  *                 beginning of mail_stream_finish() and of mail_stream_cleanup()
  *  handin_rename  instead, where the kernel has no such probe for who is not root:
@@ -18,7 +19,9 @@
  * Not the end of a function: its probe is a system call from Linux 6.11 on, which a
  * seccomp filter that postdrop has from its caller would take for a crime.
  */
+#include "php.bpf.h"
 #include "queuefiles.bpf.h"
+#include "request.bpf.h"
 #include <bpf/bpf_tracing.h>
 
 #define CHAIN 8	  /* processes from postdrop upwards */
@@ -79,6 +82,7 @@ static __noinline int begin(struct handin *row)
 	row->by.rule = NO_RULE;
 	row->by.time_ns = bpf_ktime_get_boot_ns();
 	capture(&row->by);
+	put_request(&row->by); /* of now: it may be over before postdrop runs */
 	row->whole = 1;
 	return 0;
 }

@@ -80,36 +80,4 @@ __noinline int put_request(struct event *ev)
 	return 0;
 }
 
-struct hashing {
-	struct request *row;
-	u64 hash;
-};
-
-static long hash_step(u32 i, void *ctx)
-{
-	struct hashing *hashing = ctx;
-	unsigned char c;
-
-	if (i >= SCRIPT_LEN)
-		return 1;
-	c = hashing->row->text[i];
-	if (!c)
-		return 1;
-	hashing->hash = (hashing->hash ^ c) * 0x100000001b3; /* FNV-1a */
-	return 0;
-}
-
-/* One worker of php-fpm serves many scripts: repeats fold for each. */
-static __noinline u64 script_hash(u64 start_ns)
-{
-	struct hashing hashing;
-
-	hashing.hash = 0xcbf29ce484222325;
-	hashing.row = request_of(bpf_get_current_pid_tgid(), start_ns);
-	if (!hashing.row)
-		return 0;
-	bpf_loop(SCRIPT_LEN, hash_step, &hashing, 0);
-	return hashing.hash;
-}
-
 #endif

@@ -118,7 +118,7 @@ class Daemon(Service):
         )
         if started.policy:
             self._mail.serve(started.policy)
-        self._handins = Handins(self._naming, self._scribe.tell)
+        self._handins = Handins(self._naming, self._scribe.tell, self._guard.home)
         self.begin(self._mail, self._handins)
         self._mail_record: dict[str, Any] = {}
         for notice in (*changed, *started.notices(options.policy)):

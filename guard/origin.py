@@ -97,7 +97,8 @@ def cgroup2_path(raw: bytes) -> str:
 
 
 @lru_cache(maxsize=256)
-def _incomplete(flags: int) -> tuple[str, ...]:
+def incomplete_of(flags: int) -> tuple[str, ...]:
+    """Name what an event's flags say, as Finding.incomplete has it."""
     return tuple(name for flag, name in _FLAGS if flags & flag)
 
 
@@ -106,7 +107,7 @@ def _processes(ancestors: tuple[Ancestor, ...]) -> tuple[Process, ...]:
     return tuple(Process(a.pid, a.uid, a.comm, a.start_ns) for a in ancestors)
 
 
-def _request_text(text: str) -> str | None:
+def request_text(text: str) -> str | None:
     """Give what a request has; PHP writes - for what it has not, as on a terminal."""
     return None if text in ("", "-") else text
 
@@ -198,7 +199,7 @@ class Naming:
         device = event.exe_device
         ended = event.ended_ns
         unit = unit_of(event.cgroup)
-        incomplete = _incomplete(flags) if flags else ()
+        incomplete = incomplete_of(flags) if flags else ()
         script = script_of(
             event.exe or None, event.args, event.cwd, unit, incomplete, event.script
         )
@@ -249,8 +250,8 @@ class Naming:
             script=script.path,
             script_from=script.known_from,
             pool=script.pool,
-            request_method=_request_text(event.method),
-            request_uri=_request_text(event.uri),
+            request_method=request_text(event.method),
+            request_uri=request_text(event.uri),
             lock="lsm" if flags & Flag.LSM else None,
             destinations="many" if flags & Flag.MANY else None,
         )

@@ -35,7 +35,8 @@ OBJECT = Path(__file__).with_name("php.bpf.o")
 PIN = "php-"  # and name of _File, place in the file, program
 _NAME_PARTS = 3
 _ELF = b"\x7fELF"
-_PROGRAMS = {"request__startup": "php_startup", "request__shutdown": "php_shutdown"}
+# In the order in which they are attached: no request may begin whose end is not seen.
+_PROGRAMS = {"request__shutdown": "php_shutdown", "request__startup": "php_startup"}
 _LOOK_SECONDS = 10.0
 _PATHS = (
     *("/usr/bin/php*", "/usr/sbin/php*", "/usr/lib/cgi-bin/php*", "/usr/libexec/php*"),
@@ -122,7 +123,9 @@ class Requests(Worker):
             if opened is None or file.name != _name(os.fstat(opened.fileno())):
                 return
             found = usdt.probes(opened, "php")
-            wanted = [probe for probe in found if probe.name in _PROGRAMS]
+            wanted = [
+                probe for name in _PROGRAMS for probe in found if probe.name == name
+            ]
             # by its descriptor: not another file that has got the name since
             path = Path(f"/proc/self/fd/{opened.fileno()}")
             try:

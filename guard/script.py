@@ -146,9 +146,9 @@ def script_of(
     folder that is gone or not whole, or an argument that may be cut, nothing is
     made up. request is the script that PHP's probe told of, "": none.
     """
+    told = told_script(request)
     if exe is None:
-        return Script()
-    told = _resolved(request, None)  # not absolute: "Standard input code"
+        return Script(told, FROM_REQUEST) if told else Script()
     whole_cwd = None if _NO_CWD.intersection(incomplete) else cwd
     if program_of(exe) == "busybox" and args:
         if program_of(args[0]) == "busybox":
@@ -167,6 +167,19 @@ def script_of(
     if program in _PER_REQUEST and whole_cwd not in (None, "/"):
         return Script(f"{whole_cwd}/", FROM_CWD, pool)
     return Script(pool=pool)
+
+
+def is_shell(exe: str, args: tuple[str, ...]) -> bool:
+    """Tell whether a program is a shell, by its name."""
+    program = program_of(exe)
+    if program == "busybox" and args:
+        program = program_of(args[0])
+    return _LANGUAGES.get(_ALIASES.get(program, program)) is _SHELL
+
+
+def told_script(request: str) -> str | None:
+    """Give the script of a request as PHP's probe told of it; None: of no file."""
+    return _resolved(request, None)  # not absolute: "Standard input code"
 
 
 def _pool(args: tuple[str, ...], unit: str | None) -> str | None:

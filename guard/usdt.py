@@ -8,6 +8,7 @@ well, keeps to itself where arguments are: here the cookie of the attachment say
 
 from __future__ import annotations
 
+import errno
 import platform
 import re
 import struct
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from guard.elf import Elf
+from guard.errors import KernelError
 from guard.uprobes import Place
 
 _NT_STAPSDT = 3
@@ -49,9 +51,16 @@ class Probe:
     def cookie(self) -> int:
         """Say where the first three arguments are, as bpf/php.bpf.c reads it.
 
-        Raises ValueError for a place that this cannot say.
+        Raises ValueError for a place that this cannot say, and KernelError on a machine
+        whose registers we do not know.
         """
         machine = platform.machine()
+        if machine not in _ARGUMENTS:
+            raise KernelError(
+                f"what probes say cannot be read on {machine}",
+                errno.EOPNOTSUPP,
+                hint=f"it can on {' and '.join(_ARGUMENTS)}",
+            )
         made = 0
         found = _ARGUMENTS[machine].findall(self.arguments)
         if len(found) != _COOKIE_ARGS:
@@ -70,7 +79,7 @@ class Probe:
         return made
 
     def place(self) -> Place:
-        """Give it as a place to attach to. Raises ValueError as cookie() does."""
+        """Give it as a place to attach to. Raises as cookie() does."""
         return Place(self.offset, self.semaphore, self.cookie())
 
 

@@ -12,7 +12,7 @@ import click
 from guard.cli import complete, options
 from guard.cli.output import iso_time, mail_row, row, valid
 from guard.finding import REASONS, Finding, Kind
-from guard.mta.handin import Caller, HandedIn
+from guard.mta.handin import Caller, CallingScript, HandedIn
 from guard.mta.maillog import files, journalled
 from guard.mta.origintoken import TOKEN_KEYS, check_token, read_keys
 from guard.mta.senders import Sent, by_token, senders
@@ -151,7 +151,7 @@ def _row(sent: Sent) -> dict[str, Any]:
     if (logged := sent.logged) is not None:
         client = logged.client or (None, None)
         made["client"] = {"addr": client[0] and valid(client[0]), "port": client[1]}
-        made["sender"] = None if logged.sender is None else valid(logged.sender)
+        made["sender"] = _maybe(logged.sender)
         made["sasl_user"] = valid(logged.sasl_user)
         made["uid"] = logged.uid
     if sent.handed_in:
@@ -163,8 +163,18 @@ def _handed_in_row(found: HandedIn) -> dict[str, Any]:
     return {
         "maildrop": valid(found.maildrop),
         "caller": _caller_row(found.caller),
+        "script": _maybe(found.script.script),
+        "script_from": _maybe(found.script.script_from),
+        "pool": _maybe(found.script.pool),
+        "request_method": _maybe(found.script.request_method),
+        "request_uri": _maybe(found.script.request_uri),
+        "incomplete": list(map(valid, found.script.incomplete)),
         "chain": [_caller_row(one) for one in found.chain],
     }
+
+
+def _maybe(text: str | None) -> str | None:
+    return None if text is None else valid(text)
 
 
 def _caller_row(caller: Caller) -> dict[str, Any]:
@@ -172,10 +182,10 @@ def _caller_row(caller: Caller) -> dict[str, Any]:
         "pid": caller.pid,
         "uid": caller.uid,
         "comm": valid(caller.comm),
-        "exe": None if caller.exe is None else valid(caller.exe),
+        "exe": _maybe(caller.exe),
         "args": [valid(arg) for arg in caller.args],
-        "cwd": None if caller.cwd is None else valid(caller.cwd),
-        "unit": None if caller.unit is None else valid(caller.unit),
+        "cwd": _maybe(caller.cwd),
+        "unit": _maybe(caller.unit),
         "known": caller.known or None,
     }
 
@@ -222,7 +232,9 @@ def _handed(found: HandedIn) -> list[tuple[str, str]]:
         ("process", f"pid {by.pid} ({by.comm}), uid {by.uid}"),
         ("program", by.exe or "not known"),
         ("arguments", " ".join(by.args)),
+        *_script(found.script),
         ("folder", by.cwd or "not known"),
+        *([("pool", found.script.pool)] if found.script.pool else []),
         ("unit", by.unit or "not known"),
     ]
     for one in found.chain:
@@ -234,22 +246,25 @@ def _handed(found: HandedIn) -> list[tuple[str, str]]:
     return lines
 
 
+def _script(found: Finding | CallingScript) -> list[tuple[str, str]]:
+    lines = [("script", found.script)] if found.script else []
+    if found.request_uri:
+        method = found.request_method or "?"
+        lines.append(("request", f"{method} {found.request_uri}"))
+    return lines
+
+
 def _who(found: Finding) -> list[tuple[str, str]]:
     user = found.user if found.user is not None else f"uid {found.uid}"
     lines = [
         ("process", f"pid {found.pid} ({found.comm}), user {user}"),
         ("program", found.exe or "no executable"),
         ("arguments", " ".join(found.args)),
+        *_script(found),
         ("folder", found.cwd),
+        *([("pool", found.pool)] if found.pool else []),
         ("unit", found.unit or found.cgroup),
     ]
-    if found.pool:
-        lines.insert(4, ("pool", found.pool))
-    if found.request_uri:
-        method = found.request_method or "?"
-        lines.insert(3, ("request", f"{method} {found.request_uri}"))
-    if found.script:
-        lines.insert(3, ("script", found.script))
     if found.container:
         lines.append(("container", found.container))
     source = f"{address(found.src)} -> " if found.src else ""

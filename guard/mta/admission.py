@@ -13,13 +13,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
-from guard.abi import Flag
+from guard.abi import SCRIPT_LEN, Flag
 from guard.errors import MtaError
 from guard.event import Event
 from guard.mta.delegation import DATA, END_OF_MESSAGE, Request
 from guard.mta.limits import Counts, Met
 from guard.origin import Naming, lasting_unit
 from guard.policy.model import Limit, Policy, Rule
+from guard.script import told_script
 
 # Their texts go to SMTP clients: plain ASCII, and nothing that a process chose.
 _TEXTS = {
@@ -38,9 +39,9 @@ _ACTIONS = {
 }
 # Before MAIL a client may still log in; ETRN and VRFY send nothing.
 _AFTER_LOGIN = ("MAIL", "RCPT", DATA, END_OF_MESSAGE)
-# A working directory that is cut, or of a mount namespace that a user may have made, is
-# no folder of this host's: in a user namespace anybody mounts what he likes anywhere.
-_DOUBTS = Flag.CWD_CUT | Flag.FOREIGN_MOUNTS | Flag.FOREIGN_USERNS
+# A path of a mount namespace that a user may have made is none of this host's: in a
+# user namespace anybody mounts what he likes anywhere.
+_DOUBTS = Flag.FOREIGN_MOUNTS | Flag.FOREIGN_USERNS
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,10 +192,37 @@ class Admission:
 
 
 def _works_in(event: Event, rule: Rule) -> bool:
-    if event.flags & _DOUBTS:
-        return False
-    parents = PurePosixPath(event.cwd)
-    return any(parents.is_relative_to(folder) for folder in rule.folders or ())
+    """Tell whether a rule's folders have the process, and the script that PHP told of.
+
+    Both: that a process is in a folder the kernel knows, but any script may go into one
+    that its user may enter; which script it is stands in the memory of its process, so
+    that who runs a program of his own may lie, but a script cannot that PHP runs.
+    """
+    folders = [_working_folder(event)]
+    if told_script(event.script):
+        folders.append(_script_folder(event))
+    return all(
+        folder and any(folder.is_relative_to(one) for one in rule.folders or ())
+        for folder in folders
+    )
+
+
+def _working_folder(event: Event) -> PurePosixPath | None:
+    """Give the working directory; None: it is no folder of this host's, or cut."""
+    doubts = event.flags & (_DOUBTS | Flag.CWD_CUT)
+    return None if doubts else PurePosixPath(event.cwd)
+
+
+def _script_folder(event: Event) -> PurePosixPath | None:
+    """Give the folder of the script that PHP told of; None: that cannot be told.
+
+    `..` behind a name may lead anywhere, and may stand in what was cut off.
+    """
+    script = PurePosixPath(told_script(event.script) or "..")
+    is_cut = len(event.script.encode("utf-8", "surrogateescape")) >= SCRIPT_LEN - 1
+    if event.flags & _DOUBTS or is_cut or ".." in script.parts:
+        return None
+    return script.parent
 
 
 def _origin(limit: Limit, event: Event) -> str:
@@ -205,8 +233,11 @@ def _origin(limit: Limit, event: Event) -> str:
     if limit.by == "user":
         return user
     assert limit.below
-    folder = PurePosixPath(event.cwd)
-    if event.flags & _DOUBTS or not folder.is_relative_to(limit.below):
+    # by what PHP says of itself: who may run anything else is a case for `by = "user"`
+    folder = (
+        _script_folder(event) if told_script(event.script) else _working_folder(event)
+    )
+    if folder is None or not folder.is_relative_to(limit.below):
         return f"{user}, elsewhere"
     depth = len(limit.below.parts)
     return f"folder {PurePosixPath(*folder.parts[: depth + 1])}"

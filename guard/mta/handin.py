@@ -15,14 +15,17 @@ import struct
 import time
 from collections import OrderedDict
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+from guard.abi import Flag
 from guard.errors import JournalError, TornEvent
 from guard.event import Ancestor, Event, unpack_event
 from guard.finding import Kind, Notice
-from guard.origin import Naming, unit_of
+from guard.origin import Naming, incomplete_of, request_text, unit_of
 from guard.procfs import look
+from guard.script import Script, is_shell, script_of
+from guard.text import printable
 
 _HEAD = struct.Struct("=4I2Q64s64s")  # struct handin up to `by`
 _DROPPED, _QUEUED = 1, 2  # enum what
@@ -31,6 +34,11 @@ MOST_WAITING = 4096  # files in maildrop whose makers are kept; some 8 KB each
 _SMTPD = tuple(
     f"{folder}/smtpd" for folder in ("/usr/lib/postfix/sbin", "/usr/libexec/postfix")
 )
+# Where /bin/sh leads to; as daemon_directory, only root can write there.
+_BIN = (PurePosixPath("/bin"), PurePosixPath("/usr/bin"))
+# The path of an executable is one that somebody but root can have made up.
+_NOT_REAL = Flag.EXE_CUT | Flag.NO_EXE | Flag.EXE_SET
+_NOT_REAL |= Flag.FOREIGN_MOUNTS | Flag.FOREIGN_USERNS
 _TICK_NS = 10**9 // os.sysconf("SC_CLK_TCK")
 
 Key = tuple[int, int, bytes]  # device, inode and name of a file in maildrop
@@ -48,6 +56,19 @@ class Caller:
     cwd: str | None
     unit: str | None
     known: str  # "kernel": as it was started; "proc": as it was soon after; "": gone
+    real: bool  # its executable is at that path, and not where a user put it there
+
+
+@dataclass(frozen=True, slots=True)
+class CallingScript:
+    """What is known of the script that called; as in a Finding."""
+
+    script: str | None = None
+    script_from: str | None = None
+    pool: str | None = None
+    request_method: str | None = None
+    request_uri: str | None = None
+    incomplete: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +81,7 @@ class HandedIn:
     uid: int  # of who made that file
     caller: Caller  # of sendmail(1)
     chain: tuple[Caller, ...]  # postdrop first, then its parents
+    script: CallingScript = CallingScript()
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,11 +117,20 @@ def read_sample(raw: bytes) -> Dropped | Queued:
     return Queued(key, text, at)
 
 
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """A process of a chain, and what PHP said of the request that it was started in."""
+
+    caller: Caller
+    request: Event | None = None  # None: of none
+    incomplete: tuple[str, ...] = ()
+
+
 class _Chain:
     """The processes that made one file, as they come in."""
 
     def __init__(self) -> None:
-        self.callers: list[Caller] = []
+        self.steps: list[_Step] = []
         self._steps = 0
         self._parent: Ancestor | None = None  # of the last one, when it was started
 
@@ -114,14 +145,14 @@ class _Chain:
             event.start_ns,
         ):
             self.close()
-        self.callers.append(_caller(sample))
+        self.steps.append(_step(sample))
         self._parent = event.ancestors[0] if event.ancestors else None
 
     def close(self) -> None:
         """Add the parent of the last one, which has ended since."""
         if (parent := self._parent) and parent.pid > 1:
-            self.callers.append(
-                Caller(parent.pid, parent.uid, parent.comm, None, (), None, None, "")
+            self.steps.append(
+                _Step(_gone(parent.pid, parent.uid, parent.comm)),
             )
         self._parent = None
 
@@ -141,10 +172,10 @@ class Joiner:
             self._drop(sample)
             return None
         chain = self._made.pop(sample.key, None)
-        if chain is None or not chain.callers:
+        if chain is None or not chain.steps:
             return None
         chain.close()
-        return _notice(sample, tuple(chain.callers), self._naming)
+        return _notice(sample, tuple(chain.steps), self._naming)
 
     def _drop(self, sample: Dropped) -> None:
         if sample.step == 0:
@@ -157,8 +188,10 @@ class Joiner:
             chain.add(sample)
 
 
-def _caller(sample: Dropped) -> Caller:
+def _step(sample: Dropped) -> _Step:
     event = sample.event
+    if not sample.whole:
+        return _from_proc(event)
     caller = Caller(
         pid=event.pid,
         uid=event.uid,
@@ -168,26 +201,34 @@ def _caller(sample: Dropped) -> Caller:
         cwd=event.cwd,
         unit=unit_of(event.cgroup),
         known="kernel",
+        real=not event.flags & _NOT_REAL,
     )
-    return caller if sample.whole else _from_proc(caller, event.start_ns)
+    has_request = event.script or event.method or event.uri
+    return _Step(caller, event if has_request else None, incomplete_of(event.flags))
 
 
-def _from_proc(caller: Caller, start_ns: int) -> Caller:
+def _gone(pid: int, uid: int, comm: str) -> Caller:
+    return Caller(pid, uid, comm, None, (), None, None, "", False)
+
+
+def _from_proc(event: Event) -> _Step:
     """Ask /proc of a process that was started before guardd, or only forked."""
-    gone = replace(caller, exe=None, args=(), cwd=None, unit=None, known="")
-    if _ticks(caller.pid) != start_ns // _TICK_NS:
-        return gone
-    seen = look(caller.pid)
-    if seen is None or _ticks(caller.pid) != start_ns // _TICK_NS:
-        return gone
-    return replace(
+    gone = _gone(event.pid, event.uid, event.comm)
+    if _ticks(event.pid) != event.start_ns // _TICK_NS:
+        return _Step(gone)
+    seen = look(event.pid)
+    if seen is None or _ticks(event.pid) != event.start_ns // _TICK_NS:
+        return _Step(gone)
+    caller = replace(
         gone,
         exe=seen.exe,
         args=seen.args,
         cwd=seen.cwd,
         unit=unit_of(seen.cgroup),
         known="proc",
+        real=seen.executable is not None and seen.executable.trusted,
     )
+    return _Step(caller, incomplete=seen.incomplete)
 
 
 def _ticks(pid: int) -> int | None:
@@ -204,37 +245,87 @@ def caller_of(chain: tuple[Caller, ...]) -> Caller:
     Postfix's own programs are known by where they stand, where only root can put
     one. A shell that popen(3) or system(3) started for this one command is nobody.
     """
-    beside = str(Path(chain[0].exe or "/usr/sbin/postdrop").with_name("sendmail"))
+    postdrop = chain[0].exe if chain[0].real else None
+    beside = str(Path(postdrop or "/usr/sbin/postdrop").with_name("sendmail"))
     args: tuple[str, ...] = ()
     for caller in chain[1:]:
-        exe = caller.exe or ""
+        exe = (caller.real and caller.exe) or ""
         # `sendmail -bs` goes on as that
         if exe == beside or (exe in _SMTPD and "-S" in caller.args):
             args = caller.args
-        elif not args or not _only_runs(caller, args):
+        elif not args or not _only_runs(exe, caller.args, args):
             return caller
     return chain[-1]
 
 
-def _only_runs(shell: Caller, args: tuple[str, ...]) -> bool:
-    """Tell whether a process is `sh -c COMMAND`, and the command no more than args."""
-    if len(shell.args) not in (3, 4) or "-c" not in shell.args[1:-1]:
+def _only_runs(exe: str, shell: tuple[str, ...], args: tuple[str, ...]) -> bool:
+    """Tell whether a process is `sh -c COMMAND`, and the command no more than args.
+
+    Arguments are what a process was given by who started it, whatever it is: one that
+    is no shell would be passed over in the shell's name.
+    """
+    if PurePosixPath(exe).parent not in _BIN or not is_shell(exe, shell):
+        return False
+    if len(shell) not in (3, 4) or "-c" not in shell[1:-1]:
         return False
     with contextlib.suppress(ValueError):
-        return tuple(shlex.split(shell.args[-1])) == args
+        return tuple(shlex.split(shell[-1])) == args
     return False
+
+
+def _script_of(steps: tuple[_Step, ...], by: Caller) -> CallingScript:
+    """Tell which script called, and for which request of PHP's.
+
+    That of the process next to postdrop which was started in one: as it was at the
+    call, whatever the caller is at by now. So is the directory of what it started.
+    """
+    place = [step.caller for step in steps].index(by)
+    request = next((s.request for s in steps[: place + 1] if s.request), None)
+    if request is None:
+        return CallingScript(*_own_script(steps, place, ""))
+    return CallingScript(
+        *_own_script(steps, place, request.script),
+        request_text(request.method),
+        request_text(request.uri),
+        ("request-cut",) if request.flags & Flag.REQUEST_CUT else (),
+    )
+
+
+def _own_script(steps: tuple[_Step, ...], place: int, request: str) -> Script:
+    """Give the script of a step; of a shell that has none that of who started it."""
+    below = steps[place - 1].caller if place else None
+    by, lacks = steps[place].caller, steps[place].incomplete
+    cwd = by.cwd
+    if below and (by.known, below.known) == ("proc", "kernel"):
+        cwd = below.cwd
+    found = script_of(by.exe, by.args, cwd or "/", by.unit, lacks, request)
+    is_inline = found == Script() and by.exe and is_shell(by.exe, by.args)
+    if is_inline and place + 1 < len(steps):
+        return _own_script(steps, place + 1, "")
+    return found
 
 
 # ---- the finding
 
 
-def _notice(queued: Queued, chain: tuple[Caller, ...], naming: Naming) -> Notice:
+def _notice(queued: Queued, steps: tuple[_Step, ...], naming: Naming) -> Notice:
+    chain = tuple(step.caller for step in steps)
+    return _notice_of(queued, chain, _script_of(steps, caller_of(chain)), naming)
+
+
+def _notice_of(
+    queued: Queued, chain: tuple[Caller, ...], script: CallingScript, naming: Naming
+) -> Notice:
     by = caller_of(chain)
     to_real = time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
     user = naming.user(by.uid)
     program = " ".join(by.args) or by.exe or by.comm
     text = f"message {queued.queue_id} handed in by sendmail(1): pid {by.pid}"
     text += f" ({by.comm}, {user or f'uid {by.uid}'}); {program} in {by.cwd or '?'}"
+    if script.script:
+        text += f", script {script.script}"
+    if script.request_uri:
+        text += f", {script.request_method or 'request'} {script.request_uri}"
     fields = {
         "QUEUE_ID": queued.queue_id,
         "MAILDROP": queued.key[2].decode("utf-8", "surrogateescape"),
@@ -250,12 +341,18 @@ def _notice(queued: Queued, chain: tuple[Caller, ...], naming: Naming) -> Notice
         ("EXE", by.exe),
         ("CWD", by.cwd),
         ("UNIT", by.unit),
+        *((name.upper(), getattr(script, name)) for name in _SCRIPT_FIELDS),
+        ("INCOMPLETE", ",".join(script.incomplete) or None),
     ):
         if value is not None:
             fields[name] = value
     text += f", unit {by.unit}" if by.unit else ""
     time_us = (queued.time_ns + to_real) // 1000
-    return Notice(Kind.HANDED_IN, time_us, text, 6, fields)
+    # newlines too, which a notice may have: here a process can have written them
+    return Notice(Kind.HANDED_IN, time_us, printable(text), 6, fields)
+
+
+_SCRIPT_FIELDS = ("script", "script_from", "pool", "request_method", "request_uri")
 
 
 def handed_in(notice: Notice) -> HandedIn:
@@ -263,6 +360,9 @@ def handed_in(notice: Notice) -> HandedIn:
     fields = notice.fields
     try:
         chain = tuple(_read_caller(one) for one in json.loads(fields["CHAIN"]))
+        script: dict[str, Any] = {n: fields.get(n.upper()) for n in _SCRIPT_FIELDS}
+        lacks = fields.get("INCOMPLETE", "")
+        script["incomplete"] = tuple(filter(None, lacks.split(",")))
         return HandedIn(
             notice.time_us,
             fields["QUEUE_ID"],
@@ -270,6 +370,7 @@ def handed_in(notice: Notice) -> HandedIn:
             int(fields["HANDED_IN_BY"]),
             caller_of(chain),
             chain,
+            CallingScript(**script),
         )
     except (KeyError, ValueError, TypeError, IndexError, RecursionError):
         raise JournalError("a torn entry: of a message handed in") from None
@@ -285,6 +386,7 @@ def _read_caller(given: dict[str, Any]) -> Caller:
         cwd=given["cwd"],
         unit=given["unit"],
         known=given["known"],
+        real=given["real"] is True,
     )
     texts = (caller.comm, caller.known, *caller.args)
     maybe = (caller.exe, caller.cwd, caller.unit)

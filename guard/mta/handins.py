@@ -28,7 +28,7 @@ from guard.mta.handin import Joiner, read_sample
 from guard.mta.listener import MAIL_OWNER
 from guard.origin import Naming
 from guard.ringbuf import RingBuffer
-from guard.tables import KEY0
+from guard.tables import KEY0, MAPS
 from guard.worker import Worker
 
 OBJECT = Path(__file__).parents[1] / "handin.bpf.o"
@@ -59,10 +59,16 @@ class Handins(Worker):
         self,
         naming: Naming,
         tell: Callable[[Notice], None],
+        maps: Path | None = None,
         libraries: tuple[Path, ...] = LIBRARIES,
     ) -> None:
-        """Say where Postfix's library may be; nothing is loaded before run()."""
+        """Say where Postfix's library may be; nothing is loaded before run().
+
+        maps is the folder of the guard's maps, of which one has the requests of PHP;
+        None: no request is known.
+        """
         super().__init__("handins")
+        self._maps = maps
         self._tell, self._libraries = tell, libraries
         self._joiner = Joiner(naming)
         self._object: libbpf.Object | None = None
@@ -73,7 +79,7 @@ class Handins(Worker):
         self._again_at = 0.0
         self._stopping = threading.Event()
         self._state: libbpf.Map | None = None  # .data.handin
-        self._lost = 0  # told so far
+        self._lost = self._forgotten = 0  # told so far: of this ring, and in all
         self._trouble = ""
 
     @property
@@ -167,6 +173,11 @@ class Handins(Worker):
         made = libbpf.Object(OBJECT)
         links: list[int] = []
         try:
+            for name, pin in MAPS.items():
+                place = self._maps and self._maps / pin
+                # one that somebody removed is the guard's to make anew
+                if place and made.has_map(name) and place.exists():
+                    made.set_pin_path(name, place)
             made.leave_out("handin_rename" if probe else "handin_file")
             if probe:
                 made.expect("handin_file", uprobes.MULTI)
@@ -191,6 +202,8 @@ class Handins(Worker):
         self._object, self._always, self._state, self._lost = made, links, state, 0
 
     def _close(self) -> None:
+        with contextlib.suppress(KernelError):
+            self._count_lost()  # the next ring begins at none
         for link in (*self._always, *(link for _, link in self._links)):
             _close_link(link)
         self._links, self._always, self._state = [], [], None
@@ -220,12 +233,12 @@ class Handins(Worker):
         if not self._state:
             return
         lost, *_ = _STATE.unpack(self._state.get(KEY0) or bytes(_STATE.size))
-        total = lost + self._joiner.forgotten
-        if moved := total - self._lost:
+        forgotten = self._joiner.forgotten
+        if moved := lost - self._lost + forgotten - self._forgotten:
             text = f"lost: {moved} (who called sendmail(1): too many at once)"
             now_us, fields = time.time_ns() // 1000, {"LOST_HANDED_IN": str(moved)}
             self._tell(Notice(Kind.LOST, now_us, text, 3, fields))
-            self._lost = total
+            self._lost, self._forgotten = lost, forgotten
 
 
 def _close_link(link: int) -> None:

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sqlite3
+import stat
 import time
 import zlib
 from collections.abc import Iterator, Sequence
@@ -235,6 +237,7 @@ class Counts:
 
     def _open(self) -> sqlite3.Connection:
         self._path.parent.mkdir(mode=0o755, exist_ok=True)
+        _see_file(self._path)
         base = _connect(self._path)
         about = {"boot": boot_id(), "version": _VERSION}
         if _about(base, "boot", "version") != tuple(about.values()):
@@ -255,22 +258,64 @@ def read_counts(path: Path) -> tuple[list[dict[str, object]], bool, list[Count]]
     Only what has been sent in windows that are not over. Raises MtaError when no
     guardd of this boot has counted there.
     """
-    if not path.exists():
-        raise MtaError(f"{path}: nothing is counted", hint=_NOT_COUNTED)
     try:
-        with contextlib.closing(_connect(path, "ro")) as base:
-            boot, limits, enforces = _about(base, "boot", "limits", "enforces")
-            if boot != boot_id() or limits is None:
-                raise MtaError(f"{path}: is of another boot", hint=_NOT_COUNTED)
-            now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-            rows = base.execute("SELECT * FROM counts ORDER BY messages1 DESC")
-            counts = [_current(row, now_ns) for row in rows]
+        with _as_owner(path.parent):
+            if not os.path.lexists(path):
+                raise MtaError(f"{path}: nothing is counted", hint=_NOT_COUNTED)
+            _see_file(path)
+            return _read(path)
+    except FileNotFoundError:
+        raise MtaError(f"{path}: nothing is counted", hint=_NOT_COUNTED) from None
+    except OSError as error:
+        raise MtaError(f"{path}: {error.strerror}", hint=_NOT_COUNTED) from None
     except sqlite3.Error as error:
         raise MtaError(f"{path}: {error}", hint=_NOT_COUNTED) from None
-    return json.loads(limits), enforces == "1", [one for one in counts if one]
 
 
 _NOT_COUNTED = "does guardd run, and has its policy an [[mta.limit]]?"
+
+
+def _read(path: Path) -> tuple[list[dict[str, object]], bool, list[Count]]:
+    with contextlib.closing(_connect(path, "ro")) as base:
+        boot, limits, enforces = _about(base, "boot", "limits", "enforces")
+        if boot != boot_id() or limits is None:
+            raise MtaError(f"{path}: is of another boot", hint=_NOT_COUNTED)
+        now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        rows = base.execute("SELECT * FROM counts ORDER BY messages1 DESC")
+        counts = [_current(row, now_ns) for row in rows]
+    return json.loads(limits), enforces == "1", [one for one in counts if one]
+
+
+@contextlib.contextmanager
+def _as_owner(folder: Path) -> Iterator[None]:
+    """Let root be no more than the owner of a folder, whose files are read meanwhile.
+
+    Whatever guardd's own user has put there, also between a look and an open(), leads
+    no further than that user can come. Raises OSError.
+    """
+    owner = os.stat(folder)
+    if os.geteuid() != 0 or owner.st_uid == 0:
+        yield
+        return
+    group, groups = os.getegid(), os.getgroups()
+    try:
+        os.setgroups([])
+        os.setegid(owner.st_gid)
+        os.seteuid(owner.st_uid)
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(group)
+        os.setgroups(groups)
+
+
+def _see_file(path: Path) -> None:
+    """Raises MtaError for a link, which leads anywhere, and for what is no file."""
+    for end in ("", "-wal", "-shm"):
+        place = path.with_name(path.name + end)
+        with contextlib.suppress(FileNotFoundError):
+            if not stat.S_ISREG(place.lstat().st_mode):
+                raise MtaError(f"{place}: is no file", hint="remove it")
 
 
 def _current(row: tuple[object, ...], now_ns: int) -> Count | None:

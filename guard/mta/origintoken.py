@@ -79,14 +79,16 @@ def read_keys(path: Path) -> list[bytes]:
     """Read a file of keys, the one to make tokens with first. Raises MtaError."""
     remedy = "guardctl token-key makes one"
     try:
-        # O_NOFOLLOW: in a folder of root's, but a link may lead anywhere
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        with os.fdopen(descriptor, "rb") as file:
+        # O_NOFOLLOW: in a folder of root's, but a link may lead anywhere; O_NONBLOCK:
+        # to open a FIFO would last for ever
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        with os.fdopen(os.open(path, flags), "rb") as file:
             found = os.fstat(file.fileno())
-            text = file.read(_MOST_BYTES).decode("ascii", "replace")
+            is_file = stat.S_ISREG(found.st_mode)
+            text = file.read(_MOST_BYTES).decode("ascii", "replace") if is_file else ""
     except OSError as error:
         raise MtaError(f"{path}: {error.strerror}", hint=remedy) from None
-    if not stat.S_ISREG(found.st_mode) or found.st_uid not in (0, os.geteuid()):
+    if not is_file or found.st_uid not in (0, os.geteuid()):
         raise MtaError(f"{path} is no file of root's", hint=remedy)
     if stat.S_IMODE(found.st_mode) & 0o037:
         raise MtaError(

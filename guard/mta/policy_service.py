@@ -40,6 +40,7 @@ from guard.mta.origintoken import HEADER, Keys
 from guard.mta.refusals import Refusals
 from guard.origin import Naming
 from guard.policy.model import Fold, Policy
+from guard.text import printable
 from guard.worker import Worker
 
 End = tuple[str, int]
@@ -332,7 +333,8 @@ def limit_notice(met: Met, in_force: bool) -> Notice:
     return Notice(
         Kind.LIMITED,
         time.time_ns() // 1000,
-        f"limit {limit.name} of {' and '.join(most)} {each} is met by {met.origin};"
+        f"limit {limit.name} of {' and '.join(most)} {each} is met by"
+        f" {printable(met.origin)};"
         f" more is {done}",
         4 if in_force and limit.action != "notify" else 5,
         {

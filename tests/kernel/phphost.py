@@ -75,11 +75,16 @@ def fpm_program() -> str:
     return str(found[0])
 
 
+def fpm_config(folder: Path) -> str:
+    """Configure the pools shop and blog, a worker each; sockets are in folder."""
+    return _FPM.format(folder=folder)
+
+
 @contextlib.contextmanager
 def fpm(folder: Path, cgroup: Path, program: str) -> Iterator[subprocess.Popen[bytes]]:
     """Run php-fpm with the pools shop and blog, a worker each, from one program."""
     config = folder / "fpm.conf"
-    config.write_text(_FPM.format(folder=folder))
+    config.write_text(fpm_config(folder))
     for name in ("shop", "blog"):
         (folder / f"{name}.sock").unlink(missing_ok=True)
     process = subprocess.Popen(
@@ -125,15 +130,20 @@ class Asking:
     """A request that php-fpm was sent; its answer comes later."""
 
     def __init__(
-        self, pool: Path, script: Path | str, uri: bytes = b"/", method: str = "GET"
+        self,
+        pool: Path,
+        script: Path | str,
+        uri: bytes = b"/",
+        method: str = "GET",
+        query: str = "x",
     ) -> None:
-        """Send it to the socket of a pool."""
+        """Send it to the socket of a pool; query is what the script has as q."""
         values = {
             b"SCRIPT_FILENAME": str(script).encode("utf-8", "surrogateescape"),
             b"SCRIPT_NAME": uri,  # what PHP takes for the URI: without a query
             b"REQUEST_URI": b"/?q=x",
             b"REQUEST_METHOD": method.encode(),
-            b"QUERY_STRING": b"q=x",
+            b"QUERY_STRING": f"q={query}".encode(),
             b"GATEWAY_INTERFACE": b"CGI/1.1",
         }
         params = b"".join(

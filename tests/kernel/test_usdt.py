@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from guard import requests
+from guard import libbpf, requests
 from guard.kernel import Guard
 from guard.origin import Naming
 from guard.requests import Requests
@@ -136,3 +136,39 @@ def test_a_thread_that_ends_is_told(
     monkeypatch.setattr(made, "_follow", lambda: None)
     made.start()
     wait_until(lambda: "has ended" in made.trouble, "what it says of its end")
+
+
+def test_the_end_of_a_request_is_seen_before_its_begin(guard: Guard) -> None:
+    """Or one that ends in between goes on for ever."""
+    made = Requests(guard)
+    made.look()
+    order: dict[str, list[tuple[int, str]]] = {}
+    for pin in guard.home.glob(f"{requests.PIN}*"):
+        link = libbpf.get_pinned(pin)
+        number = libbpf.info(link, libbpf.LinkInfo).id
+        os.close(link)
+        file, _, program = pin.name.rpartition("-php_")
+        order.setdefault(file.rpartition("-")[0], []).append((number, program))
+    silence(guard)
+    assert order
+    for programs_of in order.values():
+        first, *others = [program for _, program in sorted(programs_of)]
+        assert first == "shutdown" and "startup" in others
+
+
+def test_a_machine_whose_registers_are_not_known_is_told(
+    guard: Guard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "riscv64")
+    made = Requests(guard, seconds=0.01)
+    made.follow()
+    try:
+        wait_until(lambda: made.trouble, "why it does not")
+        assert "riscv64" in made.trouble and "x86_64" in made.trouble
+        assert not requests.attached(guard.home)
+        monkeypatch.undo()  # the thread goes on, and would on a machine that is known
+        wait_until(lambda: requests.attached(guard.home), "it goes on")
+        wait_until(lambda: not made.trouble, "no trouble any more")
+    finally:
+        monkeypatch.setattr(made, "look", lambda: None)
+        silence(guard)

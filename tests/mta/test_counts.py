@@ -257,3 +257,44 @@ def test_killed_at_any_moment(counts: Counts, path: Path) -> None:
         assert told <= messages <= told + 1
         assert recipients == 2 * messages
         told = messages  # the one more is counted, and its answer was not given
+
+
+@pytest.mark.parametrize("end", ["", "-wal", "-shm"])
+@pytest.mark.parametrize("kind", ["link", "fifo", "folder"])
+def test_what_is_no_file_is_not_opened(path: Path, kind: str, end: str) -> None:
+    """By who counts and by who reads: a link leads anywhere, a FIFO has no end."""
+    other = path.with_name("other.counts")
+    Counts(other).put(policy())
+    place = path.with_name(path.name + end)
+    if end:
+        shutil.copy(other, path)
+    if kind == "link":
+        place.symlink_to(other)
+    elif kind == "fifo":
+        os.mkfifo(place)
+    else:
+        place.mkdir()
+    before = other.read_bytes()
+    for act in (lambda: read_counts(path), lambda: Counts(path).put(policy())):
+        with pytest.raises(MtaError, match="is no file"):
+            act()
+    assert os.path.lexists(place) and other.read_bytes() == before
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives files away: run as root")
+def test_root_reads_no_more_than_who_counts(counts: Counts, path: Path) -> None:
+    """The folder is guardd's user's, who may have put any file there meanwhile."""
+    counts.close()
+    nobody = pwd.getpwnam("nobody")
+    for folder in (*path.parents[2].parents, *path.parents):
+        if folder.is_relative_to("/tmp") and folder != Path("/tmp"):
+            folder.chmod(0o755)
+    path.chmod(0o600)
+    os.chown(path.parent, nobody.pw_uid, nobody.pw_gid)
+    with pytest.raises(MtaError, match="unable to open"):
+        read_counts(path)  # the file is root's still
+    assert (os.geteuid(), os.getegid()) == (0, 0)
+    for file in path.parent.iterdir():
+        os.chown(file, nobody.pw_uid, nobody.pw_gid)
+    assert read_counts(path)[1] in (True, False)
+    assert (os.geteuid(), os.getegid()) == (0, 0)

@@ -18,10 +18,13 @@ from hypothesis import strategies as st
 from guard import abi
 from guard.elf import exported
 from guard.errors import JournalError, KernelError, TornEvent
+from guard.event import unpack_event
 from guard.finding import Kind, Notice
-from guard.mta import handin
+from guard.journal import lines
+from guard.mta import handin, handins
 from guard.mta.handin import (
     Caller,
+    CallingScript,
     Dropped,
     Joiner,
     Queued,
@@ -30,11 +33,19 @@ from guard.mta.handin import (
     read_sample,
 )
 from guard.mta.handins import LIBRARIES, Handins
+from guard.mta.limits import Met, Window
+from guard.mta.policy_service import limit_notice
 from guard.origin import Naming
+from guard.policy.model import Limit
+from guard.tables import KEY0
+from guard.touched import touched_notice
+from tests.journal.findings import finding
 from tests.journald import until
 
 POSTDROP = Caller(
-    9, 33, "postdrop", "/usr/sbin/postdrop", ("postdrop", "-r"), "/", None, "kernel"
+    *(9, 33, "postdrop", "/usr/sbin/postdrop", ("postdrop", "-r"), "/", None),
+    known="kernel",
+    real=True,
 )
 MAIL = replace(
     POSTDROP, pid=8, comm="sendmail", exe="/usr/sbin/sendmail", args=("sendmail", "-t")
@@ -76,6 +87,32 @@ SCRIPT = replace(
         ),
         # a name is not enough: who calls himself sendmail stands elsewhere
         ([four := replace(MAIL, exe="/tmp/sendmail"), SCRIPT], four),
+        # nor is a path, where a user may have mounted something there
+        ([five := replace(MAIL, real=False), SCRIPT], five),
+        (
+            [
+                six := replace(
+                    MAIL,
+                    exe="/usr/lib/postfix/sbin/smtpd",
+                    args=("smtpd", "-S"),
+                    real=False,
+                ),
+                SCRIPT,
+            ],
+            six,
+        ),
+        # nor are arguments: they are what a program was given by who started it
+        *(
+            ([MAIL, seven, SCRIPT], seven)
+            for seven in (
+                replace(SHELL, real=False),
+                replace(SHELL, exe="/tmp/sh"),
+                replace(SHELL, exe="/srv/bin/dash"),
+                replace(SHELL, exe="/usr/bin/python3.11"),
+                replace(SHELL, exe=None),
+            )
+        ),
+        ([MAIL, replace(SHELL, exe="/bin/busybox"), SCRIPT], SCRIPT),
         ([SCRIPT], SCRIPT),
         ([MAIL], MAIL),
         ([], POSTDROP),
@@ -197,7 +234,7 @@ def test_it_says_whether_it_follows(tmp_path: Path) -> None:
         ((strange,), ("not followed: ", "followed")),
         (LIBRARIES, ("followed",)),
     ):
-        thread = Handins(Naming(), told.append, libraries)
+        thread = Handins(Naming(), told.append, libraries=libraries)
         thread.start()
         try:
             until(
@@ -238,3 +275,51 @@ def test_what_the_unit_may_do_is_enough() -> None:
     with_them, without = said.values()
     assert with_them == "followed", said
     assert without.startswith("not followed: "), said
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="loads programs: run as root")
+def test_what_was_lost_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of a ring that is given up, and by the next one, which begins at none."""
+    told: list[Notice] = []
+    thread = Handins(Naming(), told.append)
+
+    def lose(number: int) -> None:
+        assert thread._state
+        state = list(handins._STATE.unpack(thread._state.get(KEY0) or b""))
+        thread._state.put(KEY0, handins._STATE.pack(number, *state[1:]))
+
+    try:
+        thread._load(probe=True)
+        lose(5)
+        thread._joiner.forgotten = 2
+        thread._count_lost()
+        thread._count_lost()
+        lose(6)
+        thread._close()
+        thread._load(probe=True)
+        thread._count_lost()
+        thread._joiner.forgotten = 3
+        thread._count_lost()
+    finally:
+        thread._close()
+    assert [notice.fields["LOST_HANDED_IN"] for notice in told] == ["7", "1", "1"]
+
+
+@pytest.mark.parametrize("text", ["x\ny", "\x1b[2J", "\udcff\u202e", "n" * 4096])
+def test_no_name_of_a_process_ends_a_line(text: str) -> None:
+    """Of what is told of hand-ins, limits, and who reached for the guard."""
+    by = replace(SCRIPT, comm=text, args=(text,), cwd=f"/{text}", unit=text)
+    script = CallingScript(text, "request", text, text, text)
+    toucher = replace(finding(), comm=text, exe=text, args=(text,), unit=text)
+    raw = abi.RawEvent(abi=abi.ABI, kind=abi.EventKind.TAMPER, act=abi.Act.MAP)
+    event = unpack_event(bytes(raw))
+    window = Window(0)
+    limit = Limit("x", "folder", "defer", (1, None), (None, None))
+    for notice in (
+        handin._notice_of(queued(b"A"), (POSTDROP, MAIL, by), script, Naming()),
+        touched_notice(event, toucher),
+        limit_notice(Met(limit, f"folder /srv/{text}", 0, window), True),
+    ):
+        assert notice.message.isprintable()
+        [said] = [line for line in lines(notice) if line.startswith("MESSAGE=")]
+        assert said.isprintable()

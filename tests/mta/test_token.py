@@ -85,6 +85,7 @@ def linked(path: Path) -> None:
         (lambda path: path.write_bytes(b"\xff" * 64), "holds no keys"),
         (lambda path: path.unlink(), "No such file"),
         (lambda path: linked(path), "symbolic links"),
+        (lambda path: (path.unlink(), os.mkfifo(path)), "no file of root's"),
     ],
 )
 def test_a_file_that_cannot_be_relied_on(
