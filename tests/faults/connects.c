@@ -10,6 +10,8 @@
  * ns is the time of the whole loop. A refusal by the peer is a connect that the guard
  * let pass: nobody needs to listen.
  */
+#include "client.h"
+
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -27,32 +29,6 @@ static void on_signal(int number)
 {
 	(void)number;
 	enough = 1;
-}
-
-static void die(const char *what)
-{
-	fprintf(stderr, "connects: %s: %s\n", what, strerror(errno));
-	exit(2);
-}
-
-static void enter(const char *cgroup)
-{
-	char path[4096];
-	int fd;
-
-	snprintf(path, sizeof(path), "%s/cgroup.procs", cgroup);
-	fd = open(path, O_WRONLY);
-	if (fd < 0 || write(fd, "0", 1) != 1)
-		die(path);
-	close(fd);
-}
-
-static long long now_ns(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return now.tv_sec * 1000000000LL + now.tv_nsec;
 }
 
 int main(int argc, char **argv)

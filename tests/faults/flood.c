@@ -9,6 +9,8 @@
  * identity. Else each takes UIDS effective user IDs in turn, 20000 and up, no two
  * processes the same: PROCESSES * UIDS identities. Prints what connects.c prints.
  */
+#include "client.h"
+
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -31,32 +33,6 @@ struct tally {
 	long long tried, passed, denied, other;
 	int last;
 };
-
-static void die(const char *what)
-{
-	fprintf(stderr, "flood: %s: %s\n", what, strerror(errno));
-	exit(2);
-}
-
-static void enter(const char *cgroup)
-{
-	char path[4096];
-	int fd;
-
-	snprintf(path, sizeof(path), "%s/cgroup.procs", cgroup);
-	fd = open(path, O_WRONLY);
-	if (fd < 0 || write(fd, "0", 1) != 1)
-		die(path);
-	close(fd);
-}
-
-static long long now_ns(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return now.tv_sec * 1000000000LL + now.tv_nsec;
-}
 
 static void connect_once(const struct sockaddr_in *to, struct tally *tally)
 {
