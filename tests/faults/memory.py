@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from guard.kernel import Guard
 from guard.tables import MAPS
 from tests.journald import until
 from tests.lab.lab import cgroup2_mount
+
+_STEP = 32 << 10  # bytes; of a limit that is brought down
 
 
 def map_bytes(guard: Guard) -> int:
@@ -41,6 +44,23 @@ class MemoryGroup:
     def limit(self, size: int) -> None:
         """Let it have so many bytes; OSError when it cannot be brought down to that."""
         (self.path / self._limit).write_text(str(size))
+
+    def fill(self) -> None:
+        """Let it have no more than it needs: nothing that the kernel could take back.
+
+        That is page cache, and what each CPU has been charged for in advance, 256 KiB:
+        both differ from run to run, and rows without end would fit into them.
+        """
+        size = self.usage
+        if self.version == 2:
+            with contextlib.suppress(OSError):  # EAGAIN: not all of it
+                (self.path / "memory.reclaim").write_text(str(size))
+            self.limit(self.usage)
+            return
+        with contextlib.suppress(OSError):  # EBUSY: the limit before it stays
+            while size > 0:
+                self.limit(size)
+                size -= _STEP
 
     def no_limit(self) -> None:
         """Let it have all there is."""
