@@ -13,6 +13,7 @@ import mmap
 import os
 import shutil
 import socket
+import struct
 import subprocess
 import sys
 from functools import partial
@@ -38,6 +39,9 @@ kind = "nftables"
 """
 
 
+RESET = struct.pack("ii", 1, 0)  # struct linger
+
+
 @pytest.fixture(scope="module")
 def later(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Give a checkout of another contract, with its objects."""
@@ -57,6 +61,8 @@ def until_told(told: mmap.mmap) -> dict[tuple[str, int], int]:
         for family, address in ((socket.AF_INET, MX4), (socket.AF_INET6, MX6)):
             with socket.socket(family) as client:
                 client.settimeout(30)
+                # closed by a reset: ports in TIME_WAIT would be used up
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
                 end = address, client.connect_ex((address, SMTP))
             ends[end] = ends.get(end, 0) + 1
     return ends
@@ -71,7 +77,9 @@ def unseen(address: str) -> None:
 def test_it_takes_over_with_nothing_between(
     world: World, later: Path, tmp_path: Path
 ) -> None:
-    pins, cgroup = world.pin_dir.with_name(f"{world.name}-contract"), world.guarded
+    # of its own: other tests' guard, whatever it denies by now, is at world.guarded
+    pins, cgroup = world.pin_dir.with_name(f"{world.name}-contract"), world.base / "own"
+    cgroup.mkdir()
     file = tmp_path / "policy.toml"
     file.write_text(POLICY)
 

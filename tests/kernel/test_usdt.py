@@ -128,16 +128,6 @@ def test_what_a_process_has_in_its_root_is_looked_at_before_it_is_opened(
         silence(guard)
 
 
-def test_a_thread_that_ends_is_told(
-    guard: Guard, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made = Requests(guard)
-    assert not made.trouble, "nobody was to look yet"
-    monkeypatch.setattr(made, "_follow", lambda: None)
-    made.start()
-    wait_until(lambda: "has ended" in made.trouble, "what it says of its end")
-
-
 def test_the_end_of_a_request_is_seen_before_its_begin(guard: Guard) -> None:
     """Or one that ends in between goes on for ever."""
     made = Requests(guard)
@@ -161,7 +151,7 @@ def test_a_machine_whose_registers_are_not_known_is_told(
 ) -> None:
     monkeypatch.setattr(platform, "machine", lambda: "riscv64")
     made = Requests(guard, seconds=0.01)
-    made.follow()
+    made.start()
     try:
         wait_until(lambda: made.trouble, "why it does not")
         assert "riscv64" in made.trouble and "x86_64" in made.trouble
