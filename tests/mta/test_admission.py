@@ -82,7 +82,9 @@ def policy(desk: Desk, more: str = "", mode: str = "enforce") -> str:
     unit = Path("/") / desk.lab.cgroup.relative_to(cgroup2_mount()) / CRON
     rules = RULES.format(unit=unit, folder=FOLDER)
     own = f'relay_mynetworks = false\nmode = "{mode}"\n{more}'
-    return POLICY.replace("[mta]\n", f"{rules}\n[mta]\n{own}\n")
+    # each refused message by itself, however many of one origin came before
+    fold = '[fold]\nwindow = "0s"\n'
+    return POLICY.replace("[mta]\n", f"{rules}\n{fold}\n[mta]\n{own}\n")
 
 
 @pytest.fixture
