@@ -22,7 +22,8 @@ from guard.mail.state import Kept, KeptMember, State, read_state, sha256
 from guard.mail.table import MailTable
 from guard.mail.wanted import TABLES, File, Wanted, wanted
 
-_SECRET = re.compile(r"^(\S+\s+[^:]*:).*$", re.MULTILINE)
+# key, blanks, user: what follows, in whatever somebody made of the line
+_SECRET = re.compile(r"^(\S+[^\S\n]+(?:[^\s:]+:)?)?.+$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
