@@ -14,6 +14,7 @@ from guard.cli import mail_options as options
 from guard.cli.answers import show_checks
 from guard.errors import MailError, NotWritten
 from guard.mail import edit, smarthost
+from guard.mail.nexthop import asking_of
 from guard.mail.password import usable
 from guard.mail.table import TLS_LEVELS, TLS_WITHOUT_PASSWORD, SmartHost, load
 from guard.mail.transaction import write_private
@@ -77,9 +78,8 @@ def smart_host() -> None:
 @click.option(
     "--tls",
     type=click.Choice([*TLS_LEVELS, *TLS_WITHOUT_PASSWORD]),
-    default="encrypt",
-    show_default=True,
-    help="What TLS has to be; verify and secure look at the certificate.",
+    help="What TLS has to be (default: encrypt, or verify and secure as before); verify"
+    " and secure look at the certificate.",
 )
 @click.option(
     "--ca-file",
@@ -104,7 +104,7 @@ def set_(
     user: str | None,
     password_file: str | None,
     password_credential: str | None,
-    tls: str,
+    tls: str | None,
     ca_file: str | None,
     authenticated_header: bool,
     pin: bool | None,
@@ -136,7 +136,7 @@ def set_(
             kept = table.absolute().with_name(_PASSWORD_FILE)
             values["password_file"] = str(kept)
             before = _keeper(kept, _ask(user, password_file == "-"))
-    if tls != "encrypt":
+    if tls:
         values["tls"] = tls
     if ca_file:
         values["ca_file"] = str(Path(ca_file).absolute())
@@ -242,5 +242,6 @@ def test(table: Path, config_dir: Path, as_json: bool) -> None:
             f"{table}: no smart host", hint="guardctl mail smart-host set HOST USER"
         )
     password = host.password.read() if host.password else ""
-    name = options.postfix_in(config_dir).value("myhostname")
-    show_checks(smarthost.test(host, password, name), as_json)
+    postfix = options.postfix_in(config_dir)
+    name, asking = postfix.value("myhostname"), asking_of(postfix)
+    show_checks(smarthost.test(host, password, name, asking), as_json)

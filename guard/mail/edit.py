@@ -4,43 +4,86 @@
 from __future__ import annotations
 
 import os
+import stat
+import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import tomlkit
 import tomlkit.exceptions
 from tomlkit import TOMLDocument
-from tomlkit.items import Table
+from tomlkit.items import AbstractTable, Comment, Table, Whitespace
 
 from guard.errors import MailError, NotWritten
 from guard.mail.table import MailTable, load, parse
 
 Edit = Callable[[TOMLDocument], None]
-_MODE = 0o644  # no secret stands in it
+_MODE = 0o644  # of a new one: no secret stands in it
+_HOST = ("host", "preset")
+_CHECKED = ("verify", "secure")
 
 
 def smart_host_on(values: Mapping[str, object]) -> Edit:
     """Have [smart_host] hold these values and no others, but for its pin.
 
-    Who gives a new password means to leave to the guard what it may let pass.
+    Who gives a new password means to leave to the guard what it may let pass, and of
+    the same host how its certificate is looked at.
     """
 
     def edit(document: TOMLDocument) -> None:
+        there = document.get("smart_host")
         before = document.unwrap().get("smart_host")
-        smart_host_off(document)
+        kept = _kept(before, values) if isinstance(before, dict) else {}
         section = tomlkit.table()
-        if isinstance(before, dict) and before.get("pin"):
-            section["pin"] = True
-        for key, value in values.items():
+        for key, value in {**kept, **values}.items():
             section[key] = value
+        if isinstance(there, Table):
+            if tail := _cut_tail(there):
+                section.add(tomlkit.ws(tail))
+        elif there is not None:
+            del document["smart_host"]
         document["smart_host"] = section
 
     return edit
 
 
+def _kept(
+    before: Mapping[str, object], values: Mapping[str, object]
+) -> dict[str, object]:
+    kept: dict[str, object] = {"pin": True} if before.get("pin") else {}
+    if all(before.get(key) == values.get(key) for key in _HOST):
+        if "user" in values and before.get("tls") in _CHECKED:
+            kept["tls"] = before["tls"]
+        if "ca_file" in before:
+            kept["ca_file"] = before["ca_file"]
+    return kept
+
+
+def _cut_tail(section: Table) -> str:
+    """Take off what stands behind a section and a blank line, and give it.
+
+    Comments there are the next one's, though TOML has them in this.
+    """
+    body = section.value.body
+    start = len(body)
+    while start and isinstance(body[start - 1][1], Comment | Whitespace):
+        start -= 1
+    while start < len(body) and isinstance(body[start][1], Comment):
+        start += 1  # of this section's own
+    tail = "".join(item.as_string() for _, item in body[start:])
+    del body[start:]
+    return tail
+
+
 def smart_host_off(document: TOMLDocument) -> None:
     """Take [smart_host] out."""
-    if "smart_host" in document:
+    there = document.get("smart_host")
+    tail = _cut_tail(there) if isinstance(there, Table) else ""
+    if there is not None and tail:
+        section = next(n for n, (_, x) in enumerate(document.body) if x is there)
+        del document["smart_host"]
+        document.body[section] = (None, tomlkit.ws(tail))
+    elif there is not None:
         del document["smart_host"]
 
 
@@ -49,15 +92,19 @@ def transport(domain: str, value: str | None) -> Edit:
 
     def edit(document: TOMLDocument) -> None:
         section = document.get("transports")
-        if not isinstance(section, Table):
+        if section is None:
             if value is None:
                 return
-            section = tomlkit.table()
-            document["transports"] = section
+            section = document["transports"] = tomlkit.table()
+        if not isinstance(section, AbstractTable):
+            raise ValueError("transports stands in several places")
         # as the admin wrote it: Yahoo.COM is yahoo.com
         there = [str(key) for key in section if str(key).lower() == domain]
         if value is not None:
+            tail = _cut_tail(section) if isinstance(section, Table) else ""
             section[there[0] if there else domain] = value
+            if tail:
+                section.value.body.append((None, tomlkit.ws(tail)))
         elif there:
             del section[there[0]]
 
@@ -75,8 +122,18 @@ def edited(path: Path, edit: Edit) -> tuple[MailTable, str]:
         document = tomlkit.parse(path.read_text()) if path.exists() else TOMLDocument()
     except (OSError, tomlkit.exceptions.ParseError) as error:
         raise MailError(f"{path}: {error}") from None
-    edit(document)
-    text = tomlkit.dumps(document)
+    try:
+        edit(document)
+        text = tomlkit.dumps(document)
+        if (
+            tomllib.loads(text) != document.unwrap()
+        ):  # of keys with dots it makes others
+            raise ValueError("it has keys with dots")
+    except ValueError as error:
+        raise MailError(
+            f"{path}: cannot be edited as it is written: {error}",
+            hint="write its sections as [smart_host] and [transports]",
+        ) from None
     return parse(text, str(path)), text
 
 
@@ -85,26 +142,30 @@ def write(path: Path, text: str) -> Callable[[], None]:
     new = path.with_name(f".{path.name}.new")
     try:
         old = path.read_bytes() if path.exists() else None
+        mode = _MODE if old is None else stat.S_IMODE(path.stat().st_mode)
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        _replace(path, new, text.encode())
+        _replace(path, new, text.encode(), mode)
     except OSError as error:
-        raise NotWritten(f"{error.filename or path}: {error.strerror}") from None
+        raise NotWritten(
+            f"{error.filename or path}: {error.strerror}",
+            hint="is the disk full, or mounted read-only?",
+        ) from None
 
     def back() -> None:
         if old is None:
             path.unlink(missing_ok=True)
         else:
-            _replace(path, new, old)
+            _replace(path, new, old, mode)
 
     return back
 
 
-def _replace(path: Path, new: Path, raw: bytes) -> None:
+def _replace(path: Path, new: Path, raw: bytes, mode: int) -> None:
     new.unlink(missing_ok=True)
     fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with open(fd, "wb") as stream:
         stream.write(raw)
         stream.flush()
-        os.fchmod(fd, _MODE)
+        os.fchmod(fd, mode)
         os.fsync(fd)
     new.replace(path)

@@ -22,7 +22,8 @@ from guard.mail.state import Kept, KeptMember, State, read_state, sha256
 from guard.mail.table import MailTable
 from guard.mail.wanted import TABLES, File, Wanted, wanted
 
-_SECRET = re.compile(r"^(\S+\s+[^:]*:).*$", re.MULTILINE)
+# key, blanks, user: what follows, in whatever somebody made of the line
+_SECRET = re.compile(r"^(\S+[^\S\n]+(?:[^\s:]+:)?)?.+$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +100,8 @@ def make_plan(postfix: Postfix, table: MailTable) -> Plan:
         sides = (relaying.RELAY, relaying.RECIPIENT)
         relaying.reject_open(*(_will_be(postfix, plan, name) for name in sides))
     _files(plan, postfix, want.files)
+    values: dict[str, str | None] = {**there, **services, **plan.main, **plan.master}
+    _leave_named(plan, postfix, values)
     _notes(plan, table)
     _pin(plan, postfix, table)
     return plan
@@ -226,6 +229,24 @@ def _files(plan: Plan, postfix: Postfix, want: Mapping[str, File]) -> None:
                 _shown(file.text if file else None, secret),
             )
             plan.changes.append(Change(str(path), "", before, after, edited, why))
+
+
+def _leave_named(
+    plan: Plan, postfix: Postfix, values: Mapping[str, str | None]
+) -> None:
+    """Keep a table that a line of somebody's names: Postfix cannot do without it."""
+    for name in [name for name, file in plan.files.items() if file is None]:
+        path = str(postfix.ours / name)
+        named = re.compile(re.escape(path) + r"(?![\w.-])")
+        users = [item for item, value in values.items() if named.search(value or "")]
+        if users:
+            del plan.files[name]
+            plan.changes = [change for change in plan.changes if change.file != path]
+            plan.state.files[name] = plan.was.files[name]
+            plan.notes.append(
+                f"{path} is left: {', '.join(users)} names it; take it out there, and"
+                " do this again"
+            )
 
 
 def _text(path: Path) -> str | None:

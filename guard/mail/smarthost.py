@@ -3,17 +3,18 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import hmac
 import smtplib
 import socket
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
-
-import dns.exception
-import dns.resolver
+from typing import Any
 
 from guard.checks import Check, State, good
+from guard.mail.nexthop import Asking, End, next_hops, resolve
 from guard.mail.table import SUBMISSIONS, SmartHost
 from guard.text import address
 
@@ -24,9 +25,11 @@ _BUNDLES = (
     Path("/etc/pki/tls/certs/ca-bundle.crt"),
     Path("/etc/ssl/ca-bundle.pem"),
 )
+_CHALLENGES = 5  # of one AUTH, as smtplib
 _SECONDS = 20.0  # for each step; Postfix has 30 for the connect, postconf(5)
 # openssl-verify(1) of OpenSSL: self signed, alone or in a chain; a name that differs.
 _SELF_SIGNED = (18, 19)
+_NO_ISSUER = (20, 21)
 _OTHER_NAME = (62, 64)
 CHECKED = ("verify", "secure")  # levels at which Postfix looks at the certificate
 
@@ -73,7 +76,9 @@ def auth_text(smart_host: SmartHost, password: str) -> str:
 
 
 class _Session(smtplib.SMTP):
-    """SMTP over a socket that is connected already."""
+    """SMTP over a socket that is connected already; passwords are UTF-8."""
+
+    _auth_challenge_count = 0  # smtplib's auth_login() looks at it
 
     def __init__(self, connected: socket.socket, host: str, name: str) -> None:
         self._connected = connected
@@ -82,14 +87,43 @@ class _Session(smtplib.SMTP):
     def _get_socket(self, host: str, port: int, timeout: float) -> socket.socket:
         return self._connected
 
+    def auth(
+        self, mechanism: str, authobject: Any, *, initial_response_ok: bool = True
+    ) -> tuple[int, bytes]:
+        """Do as smtplib, which knows ASCII alone: Postfix sends what stands there."""
+        first = authobject() if initial_response_ok else None
+        self._auth_challenge_count = 0 if first is None else 1
+        words = [mechanism.upper(), *([] if first is None else [_base64(first)])]
+        code, said = self.docmd("AUTH", " ".join(words))
+        while code == 334 and self._auth_challenge_count < _CHALLENGES:
+            self._auth_challenge_count += 1
+            code, said = self.docmd(_base64(authobject(base64.b64decode(said))))
+        if code not in (235, 503):
+            raise smtplib.SMTPAuthenticationError(code, said)
+        return code, said
 
-def test(smart_host: SmartHost, password: str, hostname: str) -> Iterator[Check]:
+    # typeshed has one signature of it for each kind of challenge
+    def auth_cram_md5(self, challenge: Any = None) -> Any:
+        """Answer with the digest of RFC 2195; None: there is no initial response."""
+        if challenge is None:
+            return None
+        digest = hmac.new(self.password.encode(), challenge, "md5").hexdigest()
+        return f"{self.user} {digest}"
+
+
+def _base64(text: str) -> str:
+    return base64.b64encode(text.encode()).decode()
+
+
+def test(
+    smart_host: SmartHost, password: str, hostname: str, asking: Asking
+) -> Iterator[Check]:
     """Resolve, connect, shake hands and log in as Postfix would; QUIT before MAIL.
 
     hostname is what we greet with (myhostname). Ends with the first step that fails.
     """
-    hosts = list(_next_hops(smart_host))
-    found, failures = _resolve(hosts, smart_host.relay.port)
+    hosts = list(next_hops(smart_host.relay, asking))
+    found, failures = resolve(hosts, smart_host.relay.port, asking)
     if not found:
         yield Check(
             "name",
@@ -111,36 +145,7 @@ def test(smart_host: SmartHost, password: str, hostname: str) -> Iterator[Check]
         yield from _talk(smart_host, password, hostname, (host, connected), stack)
 
 
-def _next_hops(smart_host: SmartHost) -> Iterator[str]:
-    """Give the hosts in the order Postfix tries them: by MX, or the one itself."""
-    relay = smart_host.relay
-    if relay.by_mx:
-        with contextlib.suppress(dns.exception.DNSException):
-            answer = dns.resolver.resolve(relay.host, "MX", lifetime=_SECONDS)
-            found = sorted(
-                (record.preference, str(record.exchange)) for record in answer
-            )
-            yield from (name.rstrip(".") for _, name in found if name != ".")
-            if found:
-                return
-    yield relay.host
-
-
-def _resolve(
-    hosts: list[str], port: int
-) -> tuple[list[tuple[str, tuple[str, int]]], list[str]]:
-    found, failures = [], []
-    for host in hosts:
-        try:
-            answers = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except OSError as error:
-            failures.append(f"{host}: {error.strerror}")
-            continue
-        found += [(host, (str(end[0]), int(end[1]))) for *_, end in answers]
-    return found, failures
-
-
-def _connect(found: list[tuple[str, tuple[str, int]]]) -> tuple[str, socket.socket]:
+def _connect(found: list[End]) -> tuple[str, socket.socket]:
     """Give the first that answers; raises the OSError of the first that does not."""
     first: OSError | None = None
     for host, where in found:
@@ -209,7 +214,8 @@ def _talk(
             "certificate", State.BAD, str(error), "correct ca_file in mail.toml"
         )
     except (OSError, smtplib.SMTPException) as error:
-        yield Check("tls", State.BAD, _words(error), _tls_remedy(smart_host))
+        remedy = _tls_remedy(smart_host, error)
+        yield Check("tls", State.BAD, _words(error), remedy)
     else:
         yield _login(session, smart_host, password)
 
@@ -240,6 +246,13 @@ def _certificate(smart_host: SmartHost, error: ssl.SSLCertVerificationError) -> 
     if error.verify_code in _SELF_SIGNED:
         what = "is self-signed, or its authority is not among those trusted"
         remedy = "name its authority's certificate: ca_file in mail.toml"
+    elif error.verify_code in _NO_ISSUER:
+        what = "its authority is not among those trusted, or a certificate between is"
+        what += " missing"
+        remedy = (
+            "name its authority's certificate: ca_file in mail.toml; or have the"
+            " relay's administrator complete the chain"
+        )
     elif error.verify_code in _OTHER_NAME:
         what = error.verify_message
         remedy = "write the host as its certificate names it"
@@ -257,9 +270,16 @@ def _certificate(smart_host: SmartHost, error: ssl.SSLCertVerificationError) -> 
     )
 
 
-def _tls_remedy(smart_host: SmartHost) -> str:
+def _tls_remedy(smart_host: SmartHost, error: Exception) -> str:
+    if isinstance(error, smtplib.SMTPConnectError | smtplib.SMTPHeloError):
+        return "the relay refuses this host: ask its administrator"
     if smart_host.relay.port == SUBMISSIONS:
         return "this port is TLS from the first byte: is it the relay's?"
+    if isinstance(error, TimeoutError | smtplib.SMTPServerDisconnected):
+        return (
+            "is it the relay's port? At 465 TLS is from the first byte, and STARTTLS at"
+            " the others"
+        )
     return "the relay must offer STARTTLS at this port; 465 is TLS from the first byte"
 
 
@@ -269,6 +289,9 @@ def _login(session: _Session, smart_host: SmartHost, password: str) -> Check:
     try:
         session.login(smart_host.user, password)
     except smtplib.SMTPAuthenticationError as error:
+        if 400 <= error.smtp_code < 500:
+            what = f"user {smart_host.user} not accepted now: {_words(error)}"
+            return Check("login", State.BAD, what, "try again, or ask who runs it")
         return Check(
             "login",
             State.BAD,
@@ -277,7 +300,8 @@ def _login(session: _Session, smart_host: SmartHost, password: str) -> Check:
         )
     except smtplib.SMTPNotSupportedError as error:
         return Check("login", State.BAD, str(error), "is this the port for submission?")
-    except (OSError, smtplib.SMTPException) as error:
+    except (OSError, ValueError, smtplib.SMTPException) as error:
+        # ValueError: its challenge is no base64
         return Check("login", State.BAD, _words(error), "ask the relay's administrator")
     return good("login", f"user {smart_host.user} accepted; no mail was sent")
 
@@ -290,6 +314,9 @@ def _quit(session: _Session) -> None:
 def _words(error: Exception) -> str:
     if isinstance(error, smtplib.SMTPResponseException):
         return f"{error.smtp_code} {_text(error.smtp_error)}"
+    # smtplib makes a text of the error of a read(2)
+    if isinstance(error, TimeoutError) or "timed out" in str(error):
+        return f"no answer within {_SECONDS:.0f} s"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return str(error) or type(error).__name__

@@ -247,6 +247,8 @@ def pattern(domain: str) -> str:
         raise ValueError("is not ASCII: write the name as DNS has it (xn--...)")
     if not _PATTERN.fullmatch(text) or ".." in text or text in (".", ""):
         raise ValueError("is not a domain, .domain, user@domain or *")
+    if text.endswith("."):
+        raise ValueError("ends in a dot, and no recipient's domain does: leave it out")
     return text
 
 

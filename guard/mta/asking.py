@@ -50,6 +50,12 @@ def _ask(resolver: dns.resolver.Resolver, name: str, kind: str) -> list[str]:
         )
     except dns.resolver.NXDOMAIN:
         return []
+    except dns.exception.Timeout:
+        servers = ", ".join(map(str, resolver.nameservers))
+        raise DnsError(
+            f"{name} {kind}: no answer from {servers} within {_SECONDS:.0f} s",
+            hint="is the name server up? --server ADDRESS asks another",
+        ) from None
     except (dns.exception.DNSException, OSError, ValueError) as error:
         raise DnsError(
             printable(f"{name} {kind}: {error}")[:300],

@@ -39,7 +39,7 @@ SHIPPED = (
 )
 
 _HEADER = re.compile(r"\s*(\[\[?)\s*([A-Za-z0-9_.-]+)\s*\]")
-_KEY = re.compile(r"\s*([A-Za-z0-9_-]+)\s*=")
+_KEY = re.compile(r"""\s*(?:([A-Za-z0-9_-]+)|"([^"\\]+)"|'([^']+)')\s*=""")
 # All that may hold a dot which parts no key: strings of four kinds, comments. Taken
 # to the end of the line, or of the text, where the closing quote is missing.
 _NO_KEY = re.compile(
@@ -141,7 +141,7 @@ def locate(text: str) -> Lines:
             keys = {"": number}
             tables.setdefault(header[2], []).append(keys)
         elif key := _KEY.match(line):
-            keys.setdefault(key[1], number)
+            keys.setdefault(key[key.lastindex or 0], number)
     return Lines(tables)
 
 

@@ -157,6 +157,23 @@ def test_what_somebody_changed_is_left_by_revert_and_told(site: Site) -> None:
     site.postconf("-X", "relayhost")
 
 
+def test_a_table_that_somebody_names_is_left_until_he_does_not(site: Site) -> None:
+    """Without it smtp(8) could look up no password at all, not even his own."""
+    before = site.config()
+    site.write_table(table())
+    site.does("apply")
+    his = f"hash:{OURS}/smart-host-auth, static:his:own"
+    site.postconf("-e", f"smtp_sasl_password_maps={his}")
+    said = site.does("revert")
+    assert "smtp_sasl_password_maps names it" in said
+    assert "customer" in site.lab.check(
+        ["postmap", "-q", f"[{RELAY}]:587", f"hash:{OURS}/smart-host-auth"]
+    )
+    site.postconf("-X", "smtp_sasl_password_maps")
+    site.does("revert")
+    assert site.config() == before
+
+
 @pytest.mark.parametrize("harm", ["chmod 644", "rm", "echo other >>"])
 def test_a_table_that_is_not_as_it_was_left(site: Site, harm: str) -> None:
     site.write_table(table())

@@ -282,3 +282,28 @@ def test_postfix_itself_refuses_what_test_refuses(site: Site) -> None:
     line = site.log_of("waits@anywhere.example", since, "deferred")
     assert "not trusted" in line or "not verified" in line
     site.lab.check(["postsuper", "-d", "ALL"])
+
+
+def test_a_password_that_is_not_ascii(site: Site) -> None:
+    password = "pässwörd: 密"
+    site.lab.check(["saslpasswd2", "-p", "-c", "-u", RELAY, "umlaut"], password)
+    site.write_secret(password)
+    site.write_table(table(user=f'"umlaut@{RELAY}"'))
+    assert steps(site, 0)["login"]["state"] == "ok"
+    site.does("apply")
+    assert through(site) == RELAY4
+
+
+def test_a_name_that_postfix_does_not_look_for_in_etc_hosts(site: Site) -> None:
+    """Control: with native it does, as everywhere else in this file."""
+    site.write_table(table())
+    site.postconf("-e", "smtp_dns_support_level=enabled", "smtp_host_lookup=dns")
+    try:
+        found = steps(site, 1)
+        assert list(found) == ["name"]
+        assert "smtp_host_lookup" in found["name"]["detail"]
+        site.postconf("-e", "smtp_host_lookup=dns,native")
+        assert steps(site, 0)["login"]["state"] == "ok"
+    finally:
+        site.postconf("-e", "smtp_dns_support_level=disabled")
+        site.postconf("-e", "smtp_host_lookup=native")

@@ -90,10 +90,10 @@ def test_what_is_no_host(text: str) -> None:
         ("[smart_host]\n", 1, "host is missing"),
         ("[smart_host]\npreset = 'other'\n", 2, '"other" is not "mailchannels"'),
         ("[transports]\na = 'error'\n", 2, "no text"),
-        ("[transports]\n'a b' = 'oneshot'\n", 1, "is not a domain"),
-        ("[transports]\n'#x@a.example' = 'oneshot'\n", 1, "is not a domain"),
-        ("[transports]\n'\"x\"@a.example' = 'oneshot'\n", 1, "is not a domain"),
-        ("[transports]\n'B.c' = 'oneshot'\n'b.C' = 'relaylim'\n", 1, "twice"),
+        ("[transports]\n'a b' = 'oneshot'\n", 2, "is not a domain"),
+        ("[transports]\n'#x@a.example' = 'oneshot'\n", 2, "is not a domain"),
+        ("[transports]\n'\"x\"@a.example' = 'oneshot'\n", 2, "is not a domain"),
+        ("[transports]\n'B.c' = 'oneshot'\n'b.C' = 'relaylim'\n", 3, "twice"),
         ("[smart_host]\nhost = 'a'\npin = 'yes'\n", 3, "true or false"),
         ("authorized_submit_users = ['a b']\n", 1, "no blank"),
         ("authorized_submit_users = []\n", 1, "empty list"),
@@ -185,3 +185,14 @@ def test_the_examples_are_accepted() -> None:
         )
     (policy,) = re.findall(r"```policy\n(.*?)```", DOCS, re.DOTALL)
     assert not parse_policy(f'mode = "observe"\nports = [587]\n{policy}').warnings
+
+
+def test_a_line_is_that_of_a_key_in_quotes() -> None:
+    text = '[transports]\n"a.example" = "oneshot"\n"b.example" = "error:"\n'
+    (found,) = problems(text)
+    assert (found.line, "b.example" in found.message) == (3, True)
+
+
+def test_a_domain_ends_in_no_dot() -> None:
+    with pytest.raises(ValueError, match="ends in a dot"):
+        pattern("yahoo.com.")

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""mail.toml changed by a verb: what the admin wrote beside it stays, however it is."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from guard.errors import MailError
+from guard.mail import edit
+from guard.mail.planning import _shown
+
+HOST = "[relay.example.com]:587"
+TABLE = f"""\
+# of the admin's own
+[smart_host]
+host = "{HOST}"
+user = "someuser"
+password_file = "/etc/smtp-guard/old"
+tls = "secure"
+ca_file = "/etc/ssl/relay.pem"
+
+# Yahoo has few connections for us
+[transports]
+"yahoo.com" = "relaylim"
+
+# the last words
+"""
+NEW = {"host": HOST, "user": "someuser", "password_file": "/etc/smtp-guard/new"}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "mail.toml"
+
+
+def edited(path: Path, text: str, change: edit.Edit) -> str:
+    path.write_text(text)
+    path.chmod(0o644)
+    return edit.edited(path, change)[1]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        edit.smart_host_on(NEW),
+        edit.smart_host_off,
+        edit.transport(".ru", "oneshot"),
+        edit.transport("yahoo.com", None),
+    ],
+    ids=["set", "off", "transport set", "transport unset"],
+)
+def test_comments_stay_where_they_were(path: Path, change: edit.Edit) -> None:
+    text = edited(path, TABLE, change)
+    for before, after in (
+        ("# Yahoo has few connections for us\n", "[transports]\n"),
+        ("\n\n# the last words\n", ""),
+    ):
+        assert before + after in text, text
+    assert text.startswith("# of the admin's own\n")
+
+
+def test_a_new_password_leaves_how_the_certificate_is_looked_at(path: Path) -> None:
+    found = tomllib.loads(edited(path, TABLE, edit.smart_host_on(NEW)))["smart_host"]
+    assert found == {**NEW, "tls": "secure", "ca_file": "/etc/ssl/relay.pem"}
+    asked = edit.smart_host_on({**NEW, "tls": "encrypt"})
+    found = tomllib.loads(edited(path, TABLE, asked))["smart_host"]
+    assert found["tls"] == "encrypt"
+    other = {**NEW, "host": "[other.example]"}
+    found = tomllib.loads(edited(path, TABLE, edit.smart_host_on(other)))["smart_host"]
+    assert found == other
+
+
+INLINE = 'transports = { "Yahoo.com" = "relaylim", "a.example" = "oneshot" }\n'
+
+
+def test_transports_on_one_line(path: Path) -> None:
+    text = edited(path, INLINE, edit.transport(".ru", "oneshot"))
+    assert tomllib.loads(text)["transports"] == {
+        "Yahoo.com": "relaylim",
+        "a.example": "oneshot",
+        ".ru": "oneshot",
+    }
+    text = edited(path, INLINE, edit.transport("yahoo.com", None))
+    assert tomllib.loads(text)["transports"] == {"a.example": "oneshot"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'transports."yahoo.com" = "relaylim"\n',
+        'transports."yahoo.com" = "relaylim"\ntransports."b.example" = "oneshot"\n',
+    ],
+)
+def test_keys_with_dots_are_edited_or_refused(path: Path, text: str) -> None:
+    """tomlkit loses or misplaces some: never silently."""
+    try:
+        new = edited(path, text, edit.transport("yahoo.com", None))
+    except MailError as error:
+        assert "cannot be edited as it is written" in str(error)
+        assert "[transports]" in str(error.hint)
+    else:
+        assert "yahoo.com" not in tomllib.loads(new)["transports"]
+
+
+def test_its_mode_stays(path: Path) -> None:
+    path.write_text("client_port_logging = true\n")
+    path.chmod(0o600)
+    back = edit.write(path, "client_port_logging = false\n")
+    assert path.stat().st_mode & 0o777 == 0o600
+    back()
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert path.read_text() == "client_port_logging = true\n"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f"{HOST}\tsomeuser:hidden",
+        f"{HOST} hidden",
+        f"{HOST} someuser hidden",
+        "# hidden",
+        "hidden",
+        f"{HOST}\tsomeuser:a:hidden : hidden",
+    ],
+)
+def test_a_plan_shows_no_password_whatever_became_of_the_table(line: str) -> None:
+    shown = _shown(f"{line}\n{HOST}\tsomeuser:other\n", True)
+    assert shown and "hidden" not in shown and "other" not in shown
