@@ -88,9 +88,10 @@ def smart_host() -> None:
     help="The authorities that may have signed it.",
 )
 @click.option(
-    "--authenticated-header",
-    is_flag=True,
-    help="Tell the relay which user sent each message (Received: header).",
+    "--authenticated-header/--no-authenticated-header",
+    default=None,
+    help="Tell the relay which user sent each message (Received: header); of the same"
+    " HOST as before unless given.",
 )
 @click.option(
     "--pin/--no-pin",
@@ -106,7 +107,7 @@ def set_(
     password_credential: str | None,
     tls: str | None,
     ca_file: str | None,
-    authenticated_header: bool,
+    authenticated_header: bool | None,
     pin: bool | None,
     table: Path,
     config_dir: Path,
@@ -140,8 +141,8 @@ def set_(
         values["tls"] = tls
     if ca_file:
         values["ca_file"] = str(Path(ca_file).absolute())
-    if authenticated_header:
-        values["authenticated_header"] = True
+    if authenticated_header is not None:
+        values["authenticated_header"] = authenticated_header
     if pin is not None:
         values["pin"] = pin
     options.edit_and_apply(postfix, table, edit.smart_host_on(values), as_json, before)

@@ -106,6 +106,7 @@ def remember(postfix: Postfix, plan: Plan) -> None:
             "time": int(time.time()),
             "digests": plan.digests,
             "denied": plan.denied,
+            "goal": plan.goal,
         }
         write_private(state_dir(postfix) / _PLANNED, json.dumps(seen).encode())
 
@@ -113,7 +114,8 @@ def remember(postfix: Postfix, plan: Plan) -> None:
 def apply(postfix: Postfix, table: MailTable, *, as_planned: bool = True) -> Plan:
     """Make a Postfix what the table says, within alone(); give what was done.
 
-    as_planned: refuse where a plan was looked at, and files have changed since.
+    as_planned: refuse where a plan was looked at, and files or the table have changed
+    since.
     Raises MailNotApplied, MailError; all is then as before.
     """
     if complaint := postfix.examine():
@@ -144,6 +146,7 @@ class _Seen:
     then: str
     digests: dict[str, str]
     denied: list[str]
+    goal: str
 
 
 def _planned(postfix: Postfix) -> _Seen | None:
@@ -153,7 +156,9 @@ def _planned(postfix: Postfix) -> _Seen | None:
     try:
         seen = json.loads(raw)
         then = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seen["time"]))
-        return _Seen(then, dict(seen["digests"]), list(seen["denied"]))
+        return _Seen(
+            then, dict(seen["digests"]), list(seen["denied"]), str(seen["goal"])
+        )
     except (ValueError, KeyError, TypeError):
         return None  # no plan that anybody has seen
 
@@ -167,6 +172,11 @@ def _as_planned(plan: Plan, seen: _Seen) -> None:
     if other:
         raise MailNotApplied(
             f"{', '.join(other)} changed since the plan of {seen.then}",
+            hint="look at it again: guardctl mail plan",
+        )
+    if plan.goal != seen.goal:
+        raise MailNotApplied(
+            f"the table asks for something else than in the plan of {seen.then}",
             hint="look at it again: guardctl mail plan",
         )
 

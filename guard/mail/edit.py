@@ -27,7 +27,7 @@ def smart_host_on(values: Mapping[str, object]) -> Edit:
     """Have [smart_host] hold these values and no others, but for its pin.
 
     Who gives a new password means to leave to the guard what it may let pass, and of
-    the same host how its certificate is looked at.
+    the same host how its certificate is looked at and who it is told sends.
     """
 
     def edit(document: TOMLDocument) -> None:
@@ -54,8 +54,9 @@ def _kept(
     if all(before.get(key) == values.get(key) for key in _HOST):
         if "user" in values and before.get("tls") in _CHECKED:
             kept["tls"] = before["tls"]
-        if "ca_file" in before:
-            kept["ca_file"] = before["ca_file"]
+        for key in ("ca_file", "authenticated_header"):
+            if key in before:
+                kept[key] = before[key]
     return kept
 
 

@@ -9,6 +9,7 @@ What the table does not ask for (any more) goes back to that.
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -53,6 +54,13 @@ class Plan:
     files: dict[str, File | None] = field(default_factory=dict)
     pin: pin.Pin | None = None
     denied: list[str] = field(default_factory=list)  # ways that pin denies to Postfix
+
+    @property
+    def goal(self) -> str:
+        """Give a digest of all that it would do, passwords as well."""
+        policy = self.pin.changes if self.pin else None
+        files = {name: file and file.text for name, file in self.files.items()}
+        return sha256(json.dumps([self.main, self.master, files, policy]).encode())
 
     def digests_now(self, postfix: Postfix) -> dict[str, str]:
         """Give what digests is now."""

@@ -41,6 +41,8 @@ _PATTERN = re.compile(
     r"(?:(?!#)[a-z0-9!#$%&'*+?^_`{}~.-]{1,64}@)?\.?[a-z0-9_.-]{1,253}|\*"
 )
 _TRANSPORT = re.compile(r"(?P<name>[A-Za-z0-9_-]+)(?::(?P<rest>.*))?")
+_BY_SMTP = ("smtp", "relay", "oneshot", "relaylim")  # what others do, we cannot know
+_NEXT_HOP = re.compile(r"(?:\[[^][\s]+\]|[^][\s]+?)(?::(?P<port>\w+))?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,7 +262,20 @@ def transport_value(value: object) -> str:
     rest = (found["rest"] or "").strip()
     if found["name"] == "error" and not rest:
         raise ValueError("error has no text: write error:Bad domain!")
+    if rest and found["name"] in _BY_SMTP:
+        _look_at_next_hops(rest)
     return f"{found['name']}:{rest}"
+
+
+def _look_at_next_hops(rest: str) -> None:
+    """Raises ValueError: postfix check sees none of it, and mail waits for days."""
+    for hop in rest.split(","):  # Postfix 3.5 and later try one after the other
+        found = _NEXT_HOP.fullmatch(hop.strip())
+        if not found:
+            raise ValueError(f"{hop.strip()!r} is no host, host:port or [host]:port")
+        port = found["port"]
+        if port and port.isdigit() and not 0 < int(port) < 65536:
+            raise ValueError(f"there is no port {port}")
 
 
 # ---- relaying

@@ -21,6 +21,7 @@ user = "someuser"
 password_file = "/etc/smtp-guard/old"
 tls = "secure"
 ca_file = "/etc/ssl/relay.pem"
+authenticated_header = true
 
 # Yahoo has few connections for us
 [transports]
@@ -62,12 +63,13 @@ def test_comments_stay_where_they_were(path: Path, change: edit.Edit) -> None:
     assert text.startswith("# of the admin's own\n")
 
 
-def test_a_new_password_leaves_how_the_certificate_is_looked_at(path: Path) -> None:
+def test_a_new_password_leaves_what_else_was_asked_of_the_relay(path: Path) -> None:
     found = tomllib.loads(edited(path, TABLE, edit.smart_host_on(NEW)))["smart_host"]
-    assert found == {**NEW, "tls": "secure", "ca_file": "/etc/ssl/relay.pem"}
-    asked = edit.smart_host_on({**NEW, "tls": "encrypt"})
+    kept = {"tls": "secure", "ca_file": "/etc/ssl/relay.pem"}
+    assert found == {**NEW, **kept, "authenticated_header": True}
+    asked = edit.smart_host_on({**NEW, "tls": "encrypt", "authenticated_header": False})
     found = tomllib.loads(edited(path, TABLE, asked))["smart_host"]
-    assert found["tls"] == "encrypt"
+    assert found["tls"] == "encrypt" and not found["authenticated_header"]
     other = {**NEW, "host": "[other.example]"}
     found = tomllib.loads(edited(path, TABLE, edit.smart_host_on(other)))["smart_host"]
     assert found == other

@@ -199,6 +199,15 @@ def refused(site: Site, before: dict[str, bytes], *words: str) -> str:
     return done.stderr
 
 
+def test_the_table_edited_between_plan_and_apply(site: Site) -> None:
+    site.write_table(table())
+    site.guardctl("plan")
+    site.write_table('[transports]\n"yahoo.com" = "relaylim"\n')
+    assert "something else than in the plan" in refused(site, site.config(), "apply")
+    site.guardctl("plan")
+    site.does("apply")
+
+
 def test_main_cf_edited_between_plan_and_apply(site: Site) -> None:
     site.write_table(table())
     site.guardctl("plan")
