@@ -125,7 +125,8 @@ def set_(
         raise click.UsageError("a password needs a USER")
     postfix = options.postfix_in(config_dir)
     values: dict[str, object] = {}
-    values["preset" if host in _PRESETS else "host"] = host
+    preset = host.lower() in _PRESETS
+    values["preset" if preset else "host"] = host.lower() if preset else host
     before = None
     if user:
         values["user"] = user

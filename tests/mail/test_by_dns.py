@@ -151,7 +151,7 @@ def received(site: Site, subject: str) -> str:
 def test_mailchannels_knows_which_user_sent_it(submission: Site) -> None:
     """At the relay, which wants TLS and a password, at port 25 as the seed has it."""
     site = submission
-    words = ("smart-host", "set", "mailchannels", f"{USER}@{RELAY}")
+    words = ("smart-host", "set", "MailChannels", f"{USER}@{RELAY}")
     answers = {}
     options: tuple[list[str], ...] = ([], ["--authenticated-header"])
     for header in options:
