@@ -62,18 +62,25 @@ def unpack(lab: Lab, cache: Path, *packages: str) -> None:
 
 def _unpacked(lab: Lab, cache: Path, packages: tuple[str, ...]) -> str:
     """Unpack them beside; gives why not."""
+    if why := _downloaded(cache, packages):
+        # lists may be so old that the files they name are gone
+        subprocess.run(["apt-get", "-q", "update"], capture_output=True)
+        if why := _downloaded(cache, packages):
+            return why
+    lab.check(["mkdir", "-p", "/srv/others"])
+    for package in cache.glob("*.deb"):
+        lab.check(["dpkg-deb", "-x", str(package), "/srv/others"])
+    return ""
+
+
+def _downloaded(cache: Path, packages: tuple[str, ...]) -> str:
     done = subprocess.run(
         ["apt-get", "download", "-o", "APT::Sandbox::User=root", *packages],
         cwd=cache,
         capture_output=True,
         text=True,
     )
-    if done.returncode:
-        return f"apt-get download: {done.stderr[-300:]}"
-    lab.check(["mkdir", "-p", "/srv/others"])
-    for package in cache.glob("*.deb"):
-        lab.check(["dpkg-deb", "-x", str(package), "/srv/others"])
-    return ""
+    return f"apt-get download: {done.stderr[-300:]}" if done.returncode else ""
 
 
 def _lay_over(lab: Lab) -> None:
