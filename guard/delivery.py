@@ -11,7 +11,7 @@ from __future__ import annotations
 import enum
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from guard.errors import JournalError
@@ -27,6 +27,7 @@ _PROBE_SECONDS = 1.0  # between two attempts while nothing is kept
 _SLOW_SECONDS = 1.0  # for journald to read what waits in its socket
 _HAND_SECONDS = 0.3  # for the entry that it has in hand then
 _LOOK_SECONDS = 0.002
+_ALONE_SECONDS = 5.0  # for journald to take an entry, where nothing waits behind it
 
 
 class _Fate(enum.Enum):
@@ -124,6 +125,22 @@ class Forgetful:
 
     def trying(self, name: str, connects: int) -> None:
         """An entry of so many connects is handed over again."""
+
+
+def write_alone(
+    found: Iterable[Finding | Notice], complain: Callable[[str], None]
+) -> None:
+    """Journal these where no scribe does; complain is called with what was not taken.
+
+    Early at boot journald may not be there yet; what was done stays done.
+    """
+    writer = JournalWriter()
+    for one in found:
+        try:
+            writer.write(one, _ALONE_SECONDS)
+        except JournalError as error:
+            complain(f"not journalled: {error}")
+    writer.close()
 
 
 class Delivery:

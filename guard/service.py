@@ -20,10 +20,11 @@ from systemd import daemon as sd
 
 from guard.backstop.keeper import Keeper
 from guard.backstop.witness import Witness
-from guard.errors import JournalError, KernelError, ThreadDied
+from guard.delivery import write_alone
+from guard.errors import KernelError, ThreadDied
 from guard.filewatch import FileWatch
 from guard.finding import Kind, Message, Notice
-from guard.journal import Found, JournalWriter
+from guard.journal import Found
 from guard.message import mail_message, message
 from guard.origin import Naming
 from guard.policy import Policy
@@ -34,10 +35,14 @@ from guard.worker import Worker
 
 _TICK_SECONDS = 1.0  # status line and watchdog; systemd's limit is far longer
 _STOP_SECONDS = 5.0
-_JOURNAL_SECONDS = 5.0  # without the scribe
 _ENDING = {signal.SIGTERM, signal.SIGINT}
 CAUGHT = {*_ENDING, signal.SIGHUP}
 _NEXT = "guardd ends, what is in force stays, and findings wait for the next one"
+
+
+def complain(text: str) -> None:
+    """Say something on standard error, where the unit's journal has it."""
+    sys.stderr.write(f"guardd: {text}\n")
 
 
 class _Source(Protocol):
@@ -189,12 +194,7 @@ class Service:
             {"TASK": str(error.args[0])},
         )
         if self._scribe.failure:
-            writer = JournalWriter()
-            try:
-                writer.write(notice, _JOURNAL_SECONDS)
-            except JournalError as trouble:
-                sys.stderr.write(f"guardd: not journalled: {trouble}\n")
-            writer.close()
+            write_alone([notice], complain)
         else:
             self._scribe.tell(notice)
         self.stop()

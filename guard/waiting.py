@@ -19,18 +19,17 @@ from typing import NoReturn
 
 from systemd import daemon as sd
 
-from guard.errors import GuardError, JournalError, KernelError, NoPrograms, PolicyError
+from guard.delivery import write_alone
+from guard.errors import GuardError, KernelError, NoPrograms, PolicyError
 from guard.filewatch import FileWatch
 from guard.force import nothing_notice
-from guard.journal import JournalWriter
 from guard.ownerrules import stands
 from guard.policy.files import links_on_the_way
-from guard.service import CAUGHT, Service
+from guard.service import CAUGHT, Service, complain
 from guard.told import is_news
 
 _FIRST, _LONGEST = 2.0, 300.0  # seconds between two tries
 _SETTLED = 1.0  # seconds after a file was changed: it may not be whole yet
-_JOURNAL_SECONDS = 5.0
 _TRIES = "SMTP_GUARD_TRIES"  # by itself, without anybody having changed anything
 
 
@@ -93,12 +92,7 @@ class Waiting(Service):
     def _tell(self) -> None:
         notice = nothing_notice(self._error, self._options.policy.absolute())
         self.echo(notice)
-        writer = JournalWriter()
-        try:
-            writer.write(notice, _JOURNAL_SECONDS)
-        except JournalError as error:
-            sys.stderr.write(f"guardd: not journalled: {error}\n")
-        writer.close()
+        write_alone([notice], complain)
 
     def _stands(self) -> bool:
         """Tell whether something was put in force before, as far as one may look."""

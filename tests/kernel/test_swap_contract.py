@@ -13,7 +13,6 @@ import mmap
 import os
 import shutil
 import socket
-import struct
 import subprocess
 import sys
 from functools import partial
@@ -24,6 +23,7 @@ import pytest
 from guard import abi
 from guard.backstop.keeper import remove_all
 from guard.kernel import take_out
+from tests.backstop.flow import RESET
 from tests.kernel.world import MX4, MX6, SMTP, Child, World
 from tests.packages.conftest import CHECKOUT
 from tests.vm.debs import change_contract
@@ -37,9 +37,6 @@ verdict = "allow"
 [backstop]
 kind = "nftables"
 """
-
-
-RESET = struct.pack("ii", 1, 0)  # struct linger
 
 
 @pytest.fixture(scope="module")

@@ -3,20 +3,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 import sys
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from tests.lab import Lab, wait_until
+from tests.lab import Lab, Postfix, wait_until
 from tests.lab.dns import NameServer
-from tests.lab.guarded import Guard
+from tests.lab.guarded import Guard, start_journald, start_resolver
 from tests.lab.lab import INTERNET, SCRATCH
+from tests.lab.postfix import MAIN_CF
 
 RELAYS = ("198.51.100.61", "198.51.100.62", "198.51.100.63", "2001:db8:2::61")
 ZONE = "example.com"
+POLICY = """\
+mode = "enforce"
+include = ["postfix-smart-host"]
+
+[[rule]]
+name = "client"
+user = "mail"
+to = "smart-host"
+verdict = "allow"
+"""
 CONNECT = """\
 import socket, sys
 s = socket.create_connection((sys.argv[1], int(sys.argv[2])), 20)
@@ -45,6 +58,27 @@ def dns(lab: Lab) -> NameServer:
     server = NameServer(lab)
     server.set(ZONE, "relay 4 IN A 198.51.100.61\n")
     return server
+
+
+def start_postfix(lab: Lab, relayhost: str) -> Postfix:
+    """Have all mail leave by this relay, whose name DNS knows."""
+    postfix = Postfix(lab)
+    main_cf = re.sub(r"(?m)^(smtp_host_lookup|transport_maps).*\n", "", MAIN_CF)
+    lab.write("/etc/postfix/main.cf", f"{main_cf}relayhost = {relayhost}\n")
+    postfix.start()
+    return postfix
+
+
+@contextlib.contextmanager
+def guarding(lab: Lab, *relays: str) -> Iterator[Guard]:
+    """Have a guardd that has looked up these addresses."""
+    start_journald(lab)
+    guard = Guard(lab, POLICY)
+    guard.start()
+    start_resolver(lab)
+    wait_until(lambda: addresses(guard) == [*relays], "the first answer")
+    yield guard
+    guard.stop()
 
 
 # ---- what a test asks

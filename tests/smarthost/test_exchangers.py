@@ -13,28 +13,19 @@ import pytest
 
 from tests.lab import UNGUARDED, Lab, Postfix, wait_until
 from tests.lab.dns import NameServer
-from tests.lab.guarded import Guard, start_journald, start_resolver
-from tests.lab.postfix import MAIN_CF
+from tests.lab.guarded import Guard
 from tests.smarthost.conftest import (
     RELAYS,
     ZONE,
     addresses,
     connect,
+    guarding,
     in_force,
+    start_postfix,
     status,
 )
 
 A, B, C, _ = RELAYS
-POLICY = """\
-mode = "enforce"
-include = ["postfix-smart-host"]
-
-[[rule]]
-name = "client"
-user = "mail"
-to = "smart-host"
-verdict = "allow"
-"""
 HOSTS = f"a 4 IN A {A}\nb 4 IN A {B}\nc 4 IN A {C}\nout 4 IN A 198.51.100.99\n"
 FIRST = HOSTS + "out 4 IN MX 10 a\nout 4 IN MX 20 b\n"
 
@@ -42,22 +33,13 @@ FIRST = HOSTS + "out 4 IN MX 10 a\nout 4 IN MX 20 b\n"
 @pytest.fixture(scope="module")
 def postfix(lab: Lab, dns: NameServer) -> Postfix:
     dns.set(ZONE, FIRST)
-    postfix = Postfix(lab)
-    main_cf = re.sub(r"(?m)^(smtp_host_lookup|transport_maps).*\n", "", MAIN_CF)
-    lab.write("/etc/postfix/main.cf", f"{main_cf}relayhost = out.{ZONE}\n")
-    postfix.start()
-    return postfix
+    return start_postfix(lab, f"out.{ZONE}")
 
 
 @pytest.fixture(scope="module")
 def guard(lab: Lab, postfix: Postfix) -> Iterator[Guard]:
-    start_journald(lab)
-    guard = Guard(lab, POLICY)
-    guard.start()
-    start_resolver(lab)
-    wait_until(lambda: addresses(guard) == [A, B], "the first answer")
-    yield guard
-    guard.stop()
+    with guarding(lab, A, B) as guard:
+        yield guard
 
 
 def relay_of(postfix: Postfix) -> str:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import re
 import signal
 from collections.abc import Iterator
 from typing import Any
@@ -13,22 +12,21 @@ import pytest
 
 from tests.lab import MX4, UNGUARDED, Lab, Postfix, wait_until
 from tests.lab.dns import NameServer
-from tests.lab.guarded import Guard, start_journald, start_resolver
-from tests.lab.postfix import MAIN_CF
-from tests.smarthost.conftest import RELAYS, ZONE, addresses, connect, in_force, status
+from tests.lab.guarded import Guard, start_resolver
+from tests.smarthost.conftest import (
+    POLICY,
+    RELAYS,
+    ZONE,
+    addresses,
+    connect,
+    guarding,
+    in_force,
+    start_postfix,
+    status,
+)
 
 A, B, C, A6 = RELAYS
 NAME = f"[relay.{ZONE}]:25"
-POLICY = """\
-mode = "enforce"
-include = ["postfix-smart-host"]
-
-[[rule]]
-name = "client"
-user = "mail"
-to = "smart-host"
-verdict = "allow"
-"""
 NFTABLES = '[backstop]\nkind = "nftables"\n'
 # Goes by DNS as a mail server with a cache does: an answer holds for its TTL. Until
 # told to end it connects to every address of its answer, and says how that went.
@@ -58,22 +56,13 @@ finally:
 
 @pytest.fixture(scope="module")
 def postfix(lab: Lab, dns: NameServer) -> Postfix:
-    postfix = Postfix(lab)
-    main_cf = re.sub(r"(?m)^(smtp_host_lookup|transport_maps).*\n", "", MAIN_CF)
-    lab.write("/etc/postfix/main.cf", f"{main_cf}relayhost = {NAME}\n")
-    postfix.start()
-    return postfix
+    return start_postfix(lab, NAME)
 
 
 @pytest.fixture(scope="module")
 def guard(lab: Lab, postfix: Postfix) -> Iterator[Guard]:
-    start_journald(lab)
-    guard = Guard(lab, POLICY)
-    guard.start()
-    start_resolver(lab)
-    wait_until(lambda: addresses(guard) == [A], "the first answer")
-    yield guard
-    guard.stop()
+    with guarding(lab, A) as guard:
+        yield guard
 
 
 def notices(guard: Guard) -> list[str]:
