@@ -4,6 +4,11 @@
 journald takes an entry and drops it without a word when its disk is full or its rate
 limit is met. What was sent since the journal was last seen to have everything is
 therefore kept here, a thousand entries at most; all others wait in the kernel.
+
+It may also leave entries out by intention: all of them (Storage=none), or those above
+a level (MaxLevelStore=; journald.conf(5)). So an entry that is missing was dropped
+where one of its level, or of a less urgent one, was ever seen to arrive. Where none
+was, nobody can tell yet, and it is kept here as long as there is room.
 """
 
 from __future__ import annotations
@@ -18,6 +23,7 @@ from guard.errors import JournalError
 from guard.finding import Finding, Kind, Message, Notice
 from guard.journal import PREFIX, WRITER, Found, JournalWriter, frame, lines
 from guard.kernel import Guard
+from guard.message import level
 from guard.receipts import Receipts
 
 UNSURE = 1024  # entries; some 1.5 MB, of which Python makes several
@@ -27,6 +33,7 @@ _PROBE_SECONDS = 1.0  # between two attempts while nothing is kept
 _SLOW_SECONDS = 1.0  # for journald to read what waits in its socket
 _HAND_SECONDS = 0.3  # for the entry that it has in hand then
 _LOOK_SECONDS = 0.002
+_NOTHING_KEPT = -1  # a level below all those of syslog(3)
 _ALONE_SECONDS = 5.0  # for journald to take an entry, where nothing waits behind it
 
 
@@ -37,9 +44,7 @@ class _Fate(enum.Enum):
     DROPPED = enum.auto()  # not all is in the journal, and journald has read all
     DOUBT = enum.auto()  # more is in it than was sent: something was written twice
     SLOW = enum.auto()
-    UNKNOWN = (
-        enum.auto()
-    )  # no entry was ever seen to arrive: no journal that we can read
+    UNKNOWN = enum.auto()  # what is missing is of levels that may be left out
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +52,7 @@ class _Sent:
     """An entry that journald took."""
 
     datagram: bytes
+    level: int  # syslog(3)
     name: str  # fields, a line each, that no other entry has all; empty: no such
     connects: int  # that it stands for
 
@@ -58,19 +64,19 @@ class Record:
         """Begin where the last process ended."""
         self._guard = guard
         about = guard.about()
-        # this host has a journal, and none is left out by intention
-        self.proven = bool(about.get("receipts"))
+        # the least urgent of the levels that this host's journal was seen to keep
+        self.kept_level: int = about.get("kept_level", _NOTHING_KEPT)
         self._lost = int(about.get("unkept", 0))  # by processes that have ended
         self._told = int(about.get("unkept_told", 0))
         self._unkept = 0
         # of those, by name, what each such process had handed over again at its end
         self._tried: dict[str, int] = about.get("unkept_tried") or {}
 
-    def prove(self) -> None:
-        """Entries were seen to arrive in this host's journal."""
-        if not self.proven:
-            self.proven = True
-            self._guard.set_about(receipts=1)
+    def prove(self, level: int) -> None:
+        """Entries of this level were seen to arrive in this host's journal."""
+        if level > self.kept_level:
+            self.kept_level = level
+            self._guard.set_about(kept_level=level)
 
     def unkept(self, connects: int) -> None:
         """So many connects are in entries that journald dropped; 0: none any more.
@@ -114,11 +120,11 @@ class Record:
 class Forgetful:
     """The same where no guard is loaded that could keep it."""
 
-    proven = False
+    kept_level = _NOTHING_KEPT
 
-    def prove(self) -> None:
-        """Entries were seen to arrive in this host's journal."""
-        self.proven = True
+    def prove(self, level: int) -> None:
+        """Entries of this level were seen to arrive in this host's journal."""
+        self.kept_level = max(level, self.kept_level)
 
     def unkept(self, connects: int) -> None:
         """So many are lost when this process is ended now, and nobody will know."""
@@ -153,10 +159,11 @@ class Delivery:
         self._writer = JournalWriter()
         # not its _PID: journald writes what we print under that as well
         self._mark = f"{WRITER}={os.urandom(8).hex()}"
-        self._receipts = Receipts(self._mark)
+        self._receipts = Receipts()
         self._record, self._complain = record, complain
         self._unsure: list[_Sent] = []
-        self._sent = 0
+        self._sent: dict[int, int] = {}  # by level: entries that are to be there
+        self._looked: dict[int, int] = {}  # what had been sent when nobody could tell
         self.written = 0
         self.trouble = ""  # what is wrong with journald; "" when nothing is
 
@@ -164,37 +171,43 @@ class Delivery:
         """Hand over one entry, waiting as long as journald does not take it."""
         # before, not after: what this entry tells of is still in the kernel then, and
         # no loss for whoever ends us while journald keeps nothing
-        if len(self._unsure) >= UNSURE:
-            self.confirm()
-        sent = _Sent(
-            frame([*lines(found), self._mark]), _own_name(found), _connects(found)
-        )
-        self._hand_over(sent.datagram)
+        if len(self._unsure) >= UNSURE and self.confirm():
+            self._unsure.clear()  # of which nobody can tell
+        at = level(found)
+        datagram = frame([*lines(found), self._field(at)])
+        sent = _Sent(datagram, at, _own_name(found), _connects(found))
+        self._hand_over(sent)
         self.written += 1
         self._unsure.append(sent)
 
     def confirm(self) -> bool:
-        """Return when all that was sent is in the journal, or nobody can tell.
+        """Return when all that was sent is in the journal, or may be left out of it.
 
         False: journald has not read it all, which is to be asked again.
         """
-        while self._unsure:
+        while self._unsure and self._sent != self._looked:
             fate = self._fate()
             if fate is _Fate.SLOW:
                 return False
-            if fate in (_Fate.KEPT, _Fate.UNKNOWN):
+            if fate is _Fate.UNKNOWN:
+                self._looked = dict(self._sent)
+                kept_level = self._record.kept_level
+                self._unsure = [one for one in self._unsure if one.level > kept_level]
+                break
+            if fate is _Fate.KEPT:
                 self._unsure.clear()
                 break
             self._keep_missing()
             if fate is _Fate.DOUBT:  # the count tells nothing, names do
-                self._sent = self._receipts.kept()
+                self._sent = self._kept()
                 self._unsure = [sent for sent in self._unsure if sent.name]
                 if not self._unsure:
                     break
             self._fail(
                 JournalError(
                     "journald keeps nothing of what it takes",
-                    hint="is its disk full? journalctl --disk-usage",
+                    hint="is its disk full (journalctl --disk-usage), or MaxLevelStore="
+                    " of journald.conf lower than it was?",
                 )
             )
             self._send_again()
@@ -213,17 +226,27 @@ class Delivery:
         """Close the socket."""
         self._writer.close()
 
-    def _hand_over(self, datagram: bytes) -> None:
+    def _field(self, level: int) -> str:
+        """Give what the entries of a level have, and no others."""
+        return f"{self._mark}.{level}"
+
+    def _kept(self) -> dict[int, int]:
+        """Give how many entries the journal has of each level that was sent."""
+        fields = {self._field(level): level for level in self._sent}
+        kept = self._receipts.kept(fields)
+        return {level: kept[field] for field, level in fields.items()}
+
+    def _hand_over(self, sent: _Sent) -> None:
         while True:
             try:
-                self._writer.send(datagram, 1.0)
+                self._writer.send(sent.datagram, 1.0)
             except JournalError as error:
                 self._fail(error)
                 time.sleep(_AGAIN_SECONDS)
                 continue
             if not self._unsure:
                 self.trouble = ""
-            self._sent += 1
+            self._sent[sent.level] = self._sent.get(sent.level, 0) + 1
             return
 
     def _fail(self, error: JournalError) -> None:
@@ -234,7 +257,7 @@ class Delivery:
     def _fate(self) -> _Fate:
         end = time.monotonic() + _SLOW_SECONDS
         in_hand = 0.0  # when all but the entry in hand must be in the journal
-        while (kept := self._receipts.kept()) != self._sent:
+        while (kept := self._kept()) != self._sent:
             now = time.monotonic()
             if not in_hand and not self._writer.unread():
                 in_hand = now + _HAND_SECONDS
@@ -243,39 +266,42 @@ class Delivery:
             if not in_hand and now >= end:
                 return _Fate.SLOW
             time.sleep(_LOOK_SECONDS)
-        if kept < self._sent:
-            return _Fate.DROPPED if self._record.proven else _Fate.UNKNOWN
-        if kept > self._sent:
+        self._record.prove(max((at for at in kept if kept[at]), default=_NOTHING_KEPT))
+        if any(kept[at] > sent for at, sent in self._sent.items()):
             return _Fate.DOUBT
-        self._record.prove()
-        return _Fate.KEPT
+        missing = [at for at, sent in self._sent.items() if kept[at] < sent]
+        if not missing:
+            return _Fate.KEPT
+        kept_level = self._record.kept_level
+        return _Fate.DROPPED if min(missing) <= kept_level else _Fate.UNKNOWN
 
     def _keep_missing(self) -> None:
-        """Forget what is in the journal, and record how much is not."""
+        """Forget what is in the journal, or may be left out; record how much is not."""
         self._unsure = [
             sent
             for sent in self._unsure
-            if not sent.name or not self._receipts.has(sent.name)
+            if sent.level <= self._record.kept_level
+            and (not sent.name or not self._receipts.has(sent.name))
         ]
         self._record.unkept(sum(sent.connects for sent in self._unsure))
 
     def _send_again(self) -> None:
         """Try with one; when that is kept, send all others."""
-        self._sent = self._receipts.kept()
+        self._sent = self._kept()
         if not self._unsure:
             return
         first = self._unsure[0]
         if first.name:
             self._record.trying(first.name, first.connects)
-        self._hand_over(first.datagram)
+        self._hand_over(first)
         if self._fate() is _Fate.KEPT:
             del self._unsure[0]
             for sent in self._unsure:
-                self._hand_over(sent.datagram)
+                self._hand_over(sent)
             return
-        before = self._receipts.kept()
+        before = self._kept()
         time.sleep(_PROBE_SECONDS)
-        if self._receipts.kept() > before:  # it was only slow
+        if self._kept() != before:  # it was only slow
             self._keep_missing()
 
 

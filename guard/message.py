@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from guard.finding import REASONS, UNKNOWN, Finding, Kind, Message
+from guard.finding import REASONS, UNKNOWN, Finding, Kind, Message, Notice
 from guard.text import address, printable
 
 
@@ -74,6 +74,13 @@ def mail_priority(found: Message) -> int:
     if found.kind is Kind.REJECTED:
         return 4
     return 6 if found.answer == "dunno" else 5
+
+
+def level(found: Finding | Message | Notice) -> int:
+    """Give the syslog(3) level of an entry, by which journald may leave it out."""
+    if isinstance(found, Notice):
+        return found.priority
+    return mail_priority(found) if isinstance(found, Message) else priority(found)
 
 
 _ANSWERS = {"reject": "rejected", "defer": "deferred", "hold": "held"}

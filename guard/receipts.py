@@ -12,9 +12,10 @@ Layout: "Journal File Format" in systemd's documentation, journal-def.h.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 FOLDERS = (Path("/run/log/journal"), Path("/var/log/journal"))
@@ -27,6 +28,7 @@ _LONGEST_CHAIN = 10_000
 _WORD = 2**64 - 1
 
 
+@functools.lru_cache(maxsize=64)  # the same few fields are looked up for ever
 def siphash24(data: bytes, key: bytes) -> int:
     """Give SipHash-2-4 of data (Aumasson and Bernstein, 2012) with a 16-byte key."""
     k0, k1 = struct.unpack("<QQ", key)
@@ -96,21 +98,18 @@ def entries_with(file: int, field: bytes) -> tuple[bytes, int]:
 
 
 class Receipts:
-    """The entries with one field that are in this host's journal, from now on."""
+    """The entries with some fields that are in this host's journal, from now on."""
 
-    def __init__(self, field: str, folders: Sequence[Path] = FOLDERS) -> None:
-        """Begin to count entries with field, NAME=value; folders are journald's."""
-        self._field = field.encode()
+    def __init__(self, folders: Sequence[Path] = FOLDERS) -> None:
+        """Begin to count; folders are journald's."""
         machine = ""
         with contextlib.suppress(OSError):
             machine = Path("/etc/machine-id").read_text().strip()
         self._folders = [folder / machine for folder in folders]
-        self._settled: set[str] = set()  # paths of files that take no more entries
-        self._counts: dict[bytes, int] = {}  # by a file's id
-        self._before = 0
         self._old = {path for path in self._paths() if _is_archived(path)}
-        self._settled |= self._old
-        self._before = self.kept()
+        # paths of files that take no more entries, and were counted
+        self._settled = set(self._old)
+        self._counts: dict[str, dict[bytes, int]] = {}  # by field, and a file's id
 
     def _paths(self) -> Iterator[str]:
         for folder in self._folders:
@@ -119,11 +118,15 @@ class Receipts:
                     if name == _ACTIVE or name.startswith("system@"):
                         yield os.path.join(folder, name)
 
-    def kept(self) -> int:
-        """Give how many there are in files that can be read.
+    def kept(self, fields: Collection[str]) -> dict[str, int]:
+        """Give how many entries there are with each field, NAME=value.
 
-        Those in files that were deleted since are still counted.
+        In files that can be read and were not archived before this began; those in
+        files that were deleted since are still counted. One that is archived is
+        counted once more and never again: a field is to be asked for from the first
+        look on that comes after an entry with it.
         """
+        counts = {field: self._counts.setdefault(field, {}) for field in fields}
         for path in self._paths():
             if path in self._settled:
                 continue
@@ -132,14 +135,16 @@ class Receipts:
             except OSError:  # just renamed, deleted, or not for us
                 continue
             try:
-                file_id, self._counts[file_id] = entries_with(file, self._field)
+                for field, by_file in counts.items():
+                    file_id, number = entries_with(file, field.encode())
+                    by_file[file_id] = number
             except ValueError:
                 continue
             finally:
                 os.close(file)
             if _is_archived(path):
                 self._settled.add(path)
-        return sum(self._counts.values()) - self._before
+        return {field: sum(by_file.values()) for field, by_file in counts.items()}
 
     def has(self, name: str, archived: bool = False) -> bool:
         """Tell whether one file has all these fields, NAME=value, a line each.

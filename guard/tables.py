@@ -339,7 +339,7 @@ _RECORD: dict[str, type | tuple[type, ...]] = {
     "pid_ticks": int,
     "attempt": int,
     "told": dict,
-    "receipts": int,
+    "kept_level": int,
     "unkept": int,
     "unkept_told": int,
     "unkept_tried": dict,

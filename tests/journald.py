@@ -66,6 +66,7 @@ class Journald:
     def __init__(self, directory: Path | None = None) -> None:
         """Keep everything below directory; None: at journald's own places."""
         self._base = directory
+        self.config = CONFIG  # read at each start
         self.runtime = directory / "run" if directory else RUNTIME
         self.socket = self.runtime / "socket"
         self.directory = directory / "log" if directory else VOLATILE
@@ -106,7 +107,7 @@ class Journald:
         """Start it and wait until it serves its socket."""
         place = self._base or LOCKS
         config = place / "smtp-guard-test-journald.conf"
-        config.write_text(CONFIG)
+        config.write_text(self.config)
         # Left by one that was killed, these would look like answers of this one.
         names = ["dev-log", "stdout", "io.systemd.journal"]
         for name in names + ["socket"] * (not self._kept):

@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import time
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
 from guard import abi
 from tests.faults.site import Guardd, Site, policy
+from tests.journald import CONFIG
 
 ADDRESS = "198.51.100.7"  # RFC 5737
 
@@ -128,3 +131,39 @@ def test_a_reader_of_standard_output_that_went_away_costs_no_finding(
     ledger = site.settled(guardd)
     assert len(ledger.findings) == 100
     assert guardd.end() == 0
+
+
+def test_levels_that_journald_leaves_out_are_no_loss_and_others_are(
+    site: Site,
+) -> None:
+    """Nothing is written again for them, or waits; what it is to keep is written again
+    where it was killed with that in its hand, from the first entry on.
+    """
+    site.journald.stop()
+    site.journald.keep_socket()
+    site.journald.config += "MaxLevelStore=warning\n"
+    site.journald.start()
+    lawful = site.folder / "mta" / "smtp"
+    site.install(lawful)
+    site.write_policy(policy(site.port, allow=f'exe = "{lawful}"'))
+    guardd = site.start()
+
+    def found(kind: str, connects: int) -> bool:
+        return len({one["CONNECTION"] for one in site.entries(kind)}) == connects
+
+    for turn in range(1, 5):
+        assert site.connect(10, lawful).passed == 10
+        assert site.connect(100).denied == 100
+        site.journald.stop(signal.SIGKILL)
+        site.journald.start()
+        guardd.until(partial(found, "denied", 100 * turn), "all that was denied")
+    assert site.guard.about()["kept_level"] == 4
+    assert not site.entries("local"), "kept all the same: no control"
+    guardd.until(lambda: "keeps nothing" not in guardd.status, "no trouble")
+
+    site.journald.stop()
+    site.journald.config = CONFIG
+    site.journald.start()
+    assert site.connect(1, lawful).passed == 1
+    guardd.until(partial(found, "local", 41), "what was left out is kept now")
+    assert site.guard.about()["kept_level"] == 6

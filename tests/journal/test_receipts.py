@@ -49,28 +49,34 @@ def test_the_reference_vector() -> None:
 def test_entries_are_counted_from_the_start_and_over_rotations(
     journald: Journald,
 ) -> None:
-    write(journald, 7)
-    receipts = Receipts(f"_PID={os.getpid()}", [journald.directory])
-    assert receipts.kept() == 0
-    write(journald, 100)
-    assert receipts.kept() == 100
+    write(journald, 7, mark="a")
     journald.rotate()
-    write(journald, 50)
-    assert receipts.kept() == 150
+    receipts = Receipts([journald.directory])
+    both = "SMTPGUARD_MARK=a", "SMTPGUARD_MARK=b"
+
+    def kept() -> list[int]:
+        return list(receipts.kept(both).values())
+
+    assert kept() == [0, 0]
+    write(journald, 100, mark="a")
+    assert kept() == [100, 0]
+    journald.rotate()
+    write(journald, 50, mark="b")
+    assert kept() == [100, 50]
     journald.stop()
     journald.start()
-    write(journald, 5)
-    assert receipts.kept() == 155
+    write(journald, 5, mark="a")
+    assert kept() == [105, 50]
     for old in journald.directory.glob("*/system@*"):
         old.unlink()
-    assert receipts.kept() == 155, "what is deleted later was kept once"
-    assert Receipts(f"_PID={os.getpid() + 1}", [journald.directory]).kept() == 0
+    assert kept() == [105, 50], "what is deleted later was kept once"
+    assert receipts.kept(["SMTPGUARD_MARK=c"]) == {"SMTPGUARD_MARK=c": 0}
 
 
 def test_a_field_is_found_in_what_is_new(journald: Journald) -> None:
     write(journald, 1, mark="old")
     journald.rotate()
-    receipts = Receipts(f"_PID={os.getpid()}", [journald.directory])
+    receipts = Receipts([journald.directory])
     write(journald, 3, mark="new")
     assert receipts.has("SMTPGUARD_MARK=new")
     assert not receipts.has("SMTPGUARD_MARK=old")
@@ -104,7 +110,7 @@ def write_one(journald: Journald, number: int) -> None:
 
 
 def test_no_journal_is_no_entry(tmp_path: Path) -> None:
-    assert Receipts(f"_PID={os.getpid()}", [tmp_path / "none"]).kept() == 0
+    assert Receipts([tmp_path / "none"]).kept(["A=b"]) == {"A=b": 0}
 
 
 def test_torn_files_are_refused_or_read(journald: Journald, tmp_path: Path) -> None:
@@ -132,14 +138,19 @@ def test_torn_files_are_refused_or_read(journald: Journald, tmp_path: Path) -> N
 def test_what_a_process_prints_is_none_of_its_entries(journald: Journald) -> None:
     """Under its unit that goes into the journal, too, with the same _PID."""
     write(journald, 1)  # a file to count in
-    by_pid = Receipts(f"_PID={os.getpid()}", [journald.directory])
-    ours = Receipts("SMTPGUARD_WRITER=me", [journald.directory])
+    by_pid, ours = f"_PID={os.getpid()}", "SMTPGUARD_WRITER=me"
+    receipts = Receipts([journald.directory])
+
+    def kept() -> tuple[int, int]:
+        counts = receipts.kept([by_pid, ours])
+        return counts[by_pid], counts[ours]
+
     with socket.socket(socket.AF_UNIX) as stdout:  # as systemd opens a unit's
         stdout.connect(str(journald.runtime / "stdout"))
         stdout.sendall(b"guardd\n\n6\n0\n0\n0\n0\na complaint\n")
-        until(lambda: by_pid.kept() == 1, "the line in the journal")
-    assert ours.kept() == 0
+        until(lambda: kept()[0] == 2, "the line in the journal")
+    assert kept()[1] == 0
     writer = JournalWriter(str(journald.socket))
     writer.send(frame(["MESSAGE=an entry", "SMTPGUARD_WRITER=me"]), 5)
     writer.close()
-    until(lambda: ours.kept() == 1, "the entry in the journal")
+    until(lambda: kept() == (3, 1), "the entry in the journal")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import pwd
@@ -264,7 +265,9 @@ def test_killed_at_any_moment(counts: Counts, path: Path) -> None:
 def test_what_is_no_file_is_not_opened(path: Path, kind: str, end: str) -> None:
     """By who counts and by who reads: a link leads anywhere, a FIFO has no end."""
     other = path.with_name("other.counts")
-    Counts(other).put(policy())
+    # closed here: SQLite writes the file when it is, and Python does so when it likes
+    with contextlib.closing(Counts(other)) as counts:
+        counts.put(policy())
     place = path.with_name(path.name + end)
     if end:
         shutil.copy(other, path)
