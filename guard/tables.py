@@ -286,20 +286,25 @@ class Tables:
         """
         return self._event("owners", _owner_key(src, dst, cookie))
 
-    def sender(self, src: tuple[str, int], dst: tuple[str, int]) -> event.Event | None:
+    def sender(
+        self, src: tuple[str, int], dst: tuple[str, int], at_ns: int
+    ) -> event.Event | None:
         """Tell who made a connection that the other end, on this host, has accepted.
 
         As owner(), but also when who made it has closed it since: one that is open
         and was accepted, else the last of these ends that was, else one whose
-        answer has yet to arrive (TCP Fast Open).
+        answer has yet to arrive (TCP Fast Open). None that was made after at_ns
+        (CLOCK_BOOTTIME): a port may be taken again.
         """
         key = _owner_key(src, dst, self._own_netns)
         now = self._event("owners", key)
+        if now and now.time_ns > at_ns:
+            now = None
         if now and now.established_ns:
             return now
         gone = self._event("departed", key)
-        since_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - _LATE_NS
-        return gone if gone and gone.ended_ns >= since_ns else now
+        in_time = gone and gone.time_ns <= at_ns <= gone.ended_ns + _LATE_NS
+        return gone if in_time else now
 
     @cached_property
     def _own_netns(self) -> int:

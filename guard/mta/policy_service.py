@@ -18,7 +18,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from guard.errors import BadRequest, GuardError, MtaError
 from guard.event import Event
@@ -47,12 +47,26 @@ End = tuple[str, int]
 _LOOK_SECONDS = 1.0  # is the socket still there?
 _MOST_CLIENTS = 700  # of the 1024 descriptors of a process; smtpds are 100
 _READ_BYTES = 64 * 1024
+# Where nothing is decided, messages are answered at once and read together: what is
+# done for each alone takes three times as long, most of it to come back to it.
+_GATHER_SECONDS = 0.01
+_MOST_GATHERED = 64
 # How long a thread that computes may let this one wait; Python's default of 5 ms is
 # longer than all else that an smtpd does with a message.
 _SWITCH_SECONDS = 0.0005
 _DUNNO = answer("DUNNO")
 # Messages between their DATA and their end: smtpds are 100.
 _MOST_TOKENS = 2048
+
+
+class _Asked(NamedTuple):
+    """A request as it came."""
+
+    fd: int
+    client: socket.socket
+    raw: bytes
+    boot_ns: int  # when; CLOCK_BOOTTIME
+    real_us: int  # the same, CLOCK_REALTIME
 
 
 class Book(Protocol):
@@ -72,13 +86,14 @@ class PolicyService(Worker):
 
     def __init__(
         self,
-        find: Callable[[End, End], Event | None],
+        find: Callable[[End, End, int], Event | None],
         naming: Naming,
         clerk: Book,
         is_own: Callable[[str], bool],
         counts: Path,
     ) -> None:
-        """find tells who made a connection (client, server); clerk journals.
+        """find tells who made a connection (client, server) that was there at a time
+        (CLOCK_BOOTTIME, ns); clerk journals.
 
         is_own tells whether an address is this host's; counts is the file of Counts.
         """
@@ -87,7 +102,8 @@ class PolicyService(Worker):
         self._tell = clerk.tell_expected
         self._refusals = Refusals(self._tell)
         self._fold = Fold()
-        self._owed = 0  # messages of the requests in hand that are yet to be told
+        self._answered: list[_Asked] = []  # messages, and what else was asked since
+        self._read_at = 0.0  # when those are read at the latest
         self._counts = Counts(counts)
         self._admission = Admission(naming, is_own, self._counts)
         self._keys = Keys()
@@ -139,16 +155,25 @@ class PolicyService(Worker):
                     self._keys.renew()
                     self._renew()
                     self._refusals.finish(time.monotonic())
-                for fd, _ in self._poll.poll(_LOOK_SECONDS / 4):
-                    if client := self._clients.get(fd):
-                        self._on_words(fd, client)
-                    else:
-                        self._on_client()
+                self._turn()
+            self._read_answered()
             self._refusals.finish(math.inf)
         finally:
             self._close()
             self._poll.close()
             self._counts.close()
+
+    def _turn(self) -> None:
+        """Answer those who have asked."""
+        wait = _GATHER_SECONDS if self._answered else _LOOK_SECONDS / 4
+        ready = self._poll.poll(wait)
+        for fd, _ in ready:
+            if client := self._clients.get(fd):
+                self._on_words(fd, client)
+            else:
+                self._on_client()
+        if self._answered and (not ready or time.monotonic() >= self._read_at):
+            self._read_answered()
 
     def _follow(self) -> None:
         """Take up a policy that the main thread has put in force."""
@@ -213,22 +238,41 @@ class PolicyService(Worker):
             if rest:
                 self._words[fd] = rest
             self._follow()
+            now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+            now_us = time.time_ns() // 1000
+            asked = [_Asked(fd, client, raw, now_ns, now_us) for raw in requests]
             if self._admission.decides or self._keys.ready:
-                for raw in requests:
-                    self._decide(fd, client, parse_request(raw))
+                for one in asked:
+                    self._decide(one, parse_request(one.raw))
             else:
-                # first, and whatever is asked: an SMTP client waits for it, and nothing
-                # that a message is journalled with goes away meanwhile
+                # whatever is asked: an SMTP client waits for it
                 self._expect(sum(map(is_end, requests)))
                 self._send(client, _DUNNO * len(requests))
-                for raw in requests:
-                    self._heed(parse_request(raw))
+                self._read_later(asked)
         except BadRequest as error:
-            self._expect(-self._owed)
             say(error.report())
             self._hang_up(fd)
         except OSError:  # it went away
             self._hang_up(fd)
+
+    def _read_later(self, asked: list[_Asked]) -> None:
+        if not self._answered:
+            self._read_at = time.monotonic() + _GATHER_SECONDS
+        self._answered += asked
+        if len(self._answered) >= _MOST_GATHERED:
+            self._read_answered()
+
+    def _read_answered(self) -> None:
+        """Journal the messages among what was answered."""
+        answered, self._answered = self._answered, []
+        for asked in answered:
+            try:
+                self._heed(asked, parse_request(asked.raw))
+            except BadRequest as error:
+                self._expect(-is_end(asked.raw))
+                say(error.report())
+                if self._clients.get(asked.fd) is asked.client:
+                    self._hang_up(asked.fd)
 
     def _hang_up(self, fd: int) -> None:
         self._words.pop(fd, None)
@@ -239,25 +283,25 @@ class PolicyService(Worker):
 
     def _expect(self, messages: int) -> None:
         """So many more are answered before they are told."""
-        self._owed += messages
         if messages:
             self._clerk.expect(messages)
 
-    def _heed(self, request: Request) -> None:
+    def _heed(self, asked: _Asked, request: Request) -> None:
         """Journal a message; before the end of its data there is none yet."""
         if request.state == END_OF_MESSAGE:
-            self._journal(request, self._sender(request), DUNNO)
+            self._journal(asked, request, self._sender(asked, request), DUNNO)
 
-    def _decide(self, fd: int, client: socket.socket, request: Request) -> None:
+    def _decide(self, asked: _Asked, request: Request) -> None:
         """Answer by the policy, then journal."""
+        fd, client = asked.fd, asked.client
         ends = request.state == END_OF_MESSAGE
         signs = request.state == DATA and self._keys.ready
         if not (signs or self._admission.asks_at(request.state)):
             self._expect(int(ends))
             self._send(client, _DUNNO)
-            self._heed(request)
+            self._heed(asked, request)
             return
-        event = self._sender(request)
+        event = self._sender(asked, request)
         told = self._admission.decide(request, event)
         # of many recipients each is refused, and the message told once
         again = self._refused.get(fd) == request.instance
@@ -271,17 +315,17 @@ class PolicyService(Worker):
         if tells:
             if not ends:
                 self._refused[fd] = request.instance
-            self._journal(request, event, told)
+            self._journal(asked, request, event, told)
 
     def _send(self, client: socket.socket, words: bytes) -> None:
         with contextlib.suppress(OSError):  # it waits no longer; the next recv() ends
             client.send(words)
 
-    def _sender(self, request: Request) -> Event | None:
+    def _sender(self, asked: _Asked, request: Request) -> Event | None:
         if request.client is None or request.server is None:
             return None
         try:
-            return self._find(request.client, request.server)
+            return self._find(request.client, request.server, asked.boot_ns)
         except GuardError as error:  # the guard is being unloaded under us
             say(error.report())
             return None
@@ -294,23 +338,24 @@ class PolicyService(Worker):
             self._tokens.popitem(last=False)
         return made
 
-    def _journal(self, request: Request, event: Event | None, told: Answer) -> None:
+    def _journal(
+        self, asked: _Asked, request: Request, event: Event | None, told: Answer
+    ) -> None:
         token = ""
         if request.state == END_OF_MESSAGE and event:
             token = self._tokens.pop(request.instance, "") or self._keys.token(
                 self._naming.connection(event), request.instance
             )
-        now_us = time.time_ns() // 1000
-        make = partial(sent_message, request, event, self._naming, told, token, now_us)
+        at_us = asked.real_us
+        make = partial(sent_message, request, event, self._naming, told, token, at_us)
         if told.refuses:
             key = _origin(request, event), told.answer, told.reason, told.limit
-            self._refusals.take(key, self._fold, time.monotonic(), now_us, make)
+            self._refusals.take(key, self._fold, time.monotonic(), at_us, make)
         elif _kind(told) is Kind.MESSAGE:
             # the scribe makes many at once, for half of what each alone takes
             self._tell(make)
         else:
             self._tell(make())
-        self._owed -= 1
         for met in told.met:
             self._tell(limit_notice(met, told.in_force))
 

@@ -253,6 +253,56 @@ def no_owner(watch: Watch, peer: tuple[str, int], address: str) -> bool:
     return watch.guard.owner(peer[:2], (address, SMTP)) is None
 
 
+def reset_from(port: int) -> int:
+    """Connect from a port (0: any) until the server closes, and leave it free."""
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.settimeout(PATIENCE)
+        client.bind(("127.0.0.1", port))
+        client.connect(("127.0.0.1", SMTP))
+        client.recv(1)
+        return int(client.getsockname()[1])
+
+
+def test_who_takes_a_port_again_is_not_taken_for_who_had_it(
+    world: World, watch: Watch
+) -> None:
+    """A policy server is asked about a connection that was there when it was asked."""
+    watch.apply(ALLOW_MX)
+    server = "127.0.0.1", SMTP
+    with world.listen(world.host, server[0]) as listener:
+        first = Child(partial(reset_from, 0), world.guarded)
+        connection, client = listener.accept()
+        asked_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        connection.close()
+        assert first.finish().value == client[1]
+        assert closed_pid(watch, client, server, asked_ns) == first.pid
+        before_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+        second = Child(partial(reset_from, client[1]), world.guarded)
+        connection, again = listener.accept()
+        assert again == client
+        now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        owner = watch.guard.sender(client, server, now_ns)
+        assert owner and owner.pid == second.pid
+        assert watch.guard.sender(client, server, before_ns) is None
+        connection.close()
+        second.finish()
+        assert closed_pid(watch, client, server, now_ns) == second.pid
+        assert watch.guard.sender(client, server, before_ns) is None
+
+
+def closed_pid(
+    watch: Watch, client: tuple[str, int], server: tuple[str, int], at_ns: int
+) -> int:
+    """Give who made a connection, asked for when it has ended."""
+    wait_until(partial(no_owner, watch, client, server[0]), "no owner")
+    owner = watch.guard.sender(client, server, at_ns)
+    assert owner
+    return owner.pid
+
+
 def test_a_port_that_is_unguarded_meanwhile_is_forgotten(
     world: World, watch: Watch
 ) -> None:

@@ -71,7 +71,10 @@ class Site:
     def tell_expected(self, found: Any) -> None:
         self.told.append(found() if callable(found) else found)
 
-    def _find(self, client: tuple[str, int], server: tuple[str, int]) -> Event | None:
+    def _find(
+        self, client: tuple[str, int], server: tuple[str, int], at_ns: int
+    ) -> Event | None:
+        assert at_ns <= time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         self.asked.append((client, server))
         return self.found
 
