@@ -31,15 +31,15 @@ def on_the_host(world: World) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def guard(world: World) -> Iterator[Guard]:
-    with world.inside(world.host):
-        guard = Guard.load(world.pin_dir)
-        try:
+    guard = Guard.load(world.pin_dir)
+    try:
+        with world.inside(world.host):  # and not till the end, with all other tests
             guard.set_hosts(own_addresses())
-            guard.attach(world.guarded)
-            yield guard
-        finally:
-            guard.unload()
-            assert not world.pin_dir.exists()
+        guard.attach(world.guarded)
+        yield guard
+    finally:
+        guard.unload()
+        assert not world.pin_dir.exists()
 
 
 @pytest.fixture
