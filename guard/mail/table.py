@@ -24,8 +24,9 @@ _KEYS = (
     *("smart_host", "transports", "relay_mynetworks"),
     *("client_port_logging", "authorized_submit_users"),
 )
+_PASSWORD_KEYS = ("password_file", "password_credential")
 _SMART_HOST_KEYS = (
-    *("preset", "host", "user", "password_file", "password_credential"),
+    *("preset", "host", "user", *_PASSWORD_KEYS),
     *("tls", "ca_file", "authenticated_header", "pin"),
 )
 _NAME = re.compile(
@@ -122,7 +123,11 @@ def _table(top: Table, problems: Problems) -> MailTable:
 
 
 def _smart_host(top: Table) -> SmartHost | None:
-    if top.data.get("smart_host", False) is False:
+    value = top.data.get("smart_host", False)
+    if value is False:
+        return None
+    if not isinstance(value, dict):
+        top.error("smart_host", "is not a section", "write [smart_host], or false")
         return None
     table = top.section("smart_host", _SMART_HOST_KEYS)
     relay = _host(table)
@@ -143,14 +148,20 @@ def _smart_host(top: Table) -> SmartHost | None:
 def _host(table: Table) -> Relay | None:
     if "preset" in table.data:
         table.choice("preset", ("mailchannels",))
-    text = _one_text(table, "host")
-    if text is None and "host" not in table.data:
-        if "preset" in table.data:
+        if "host" not in table.data:
             return relay_of(MAILCHANNELS)
+        table.error(
+            "host",
+            f"and preset, which is {MAILCHANNELS}",
+            "keep one of the two; a preset at another port is its host with the port",
+        )
+    elif "host" not in table.data:
         table.error("", "host is missing", 'add host = "[mail.relay.example]:587"')
+    text = _one_text(table, "host")
+    if text is None:
         return None
     try:
-        return relay_of(text or "")
+        return relay_of(text)
     except ValueError as error:
         table.error(
             "host", str(error), 'write "[mail.relay.example]:587"; without [] by MX'
@@ -189,13 +200,15 @@ def _password(table: Table, user: str) -> Password | None:
     if file and credential:
         table.error("password_file", "and password_credential", "keep one of the two")
     given = file or credential
-    if user and not given:
+    # whatever they are: what is wrong with them is told once
+    keys = table.data.keys()
+    if "user" in keys and keys.isdisjoint(_PASSWORD_KEYS):
         table.error(
             "user",
             "has no password",
             "add password_file, or password_credential for one of systemd's",
         )
-    if given and not user:
+    if given and "user" not in keys:
         table.error("", "there is a password and no user", 'add user = "..."')
     if re.search(r"[:\s]|[^\x21-\x7e]", user):
         table.error(
