@@ -12,6 +12,7 @@ from guard.errors import MailTableError
 from guard.mail.password import CREDENTIAL, Password
 from guard.policy import Problem
 from guard.policy.fields import Table
+from guard.policy.smarthost import address_of
 from guard.policy.source import Problems, Source, TooMany, from_file, from_text
 
 DEFAULT_TABLE = Path("/etc/smtp-guard/mail.toml")
@@ -43,7 +44,7 @@ _PATTERN = re.compile(
 )
 _TRANSPORT = re.compile(r"(?P<name>[A-Za-z0-9_-]+)(?::(?P<rest>.*))?")
 _BY_SMTP = ("smtp", "relay", "oneshot", "relaylim")  # what others do, we cannot know
-_NEXT_HOP = re.compile(r"(?:\[[^][\s]+\]|[^][\s]+?)(?::(?P<port>\w+))?")
+_NEXT_HOP = re.compile(r"(?:\[(?P<exact>[^][\s]+)\]|[^][\s]+?)(?::(?P<port>\w+))?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,20 +175,40 @@ def relay_of(text: str) -> Relay:
     found = _RELAY.fullmatch(text)
     if not found:
         raise ValueError("is not host, host:port, [host] or [host]:port")
-    host = found["exact"] or found["name"]
     port = int(found["port"] or 25)  # postconf(5), relayhost
     if not 1 <= port <= 65535:
         raise ValueError(f"{port} is not a TCP port")
+    if found["exact"]:
+        return Relay(text, _exact(found["exact"]), port, by_mx=False)
+    host = found["name"]
+    if not _NAME.fullmatch(host):
+        raise ValueError("is not the name of a host")
+    if address_of(host):
+        raise ValueError("an address stands in brackets")
+    return Relay(text, host, port, by_mx=True)
+
+
+def _exact(text: str) -> str:
+    """Give what stands in brackets, a name or an address, as smtp(8) reads it.
+
+    Raises ValueError for what it ends on, which holds up all mail of the transport.
+    """
+    prefix = text[:5].lower() == "ipv6:"  # in any case
+    host = text[5:] if prefix else text
     try:
-        ipaddress.ip_address(host.removeprefix("ipv6:"))
-        host = host.removeprefix("ipv6:")
+        found = ipaddress.ip_address(host)
     except ValueError:
-        if not _NAME.fullmatch(host):
+        if prefix or not _NAME.fullmatch(host):
             raise ValueError("is not the name or address of a host") from None
-    else:
-        if not found["exact"]:
-            raise ValueError("an address stands in brackets")
-    return Relay(text, host, port, by_mx=not found["exact"])
+        return host
+    if prefix and found.version == 4:
+        raise ValueError(f"{host} is no IPv6 address: leave ipv6: out")
+    if "%" in host:
+        raise ValueError(
+            f"{host} has a zone, which Postfix does not take: write an address that"
+            " needs none"
+        )
+    return host
 
 
 def _password(table: Table, user: str) -> Password | None:
@@ -286,6 +307,8 @@ def _look_at_next_hops(rest: str) -> None:
         found = _NEXT_HOP.fullmatch(hop.strip())
         if not found:
             raise ValueError(f"{hop.strip()!r} is no host, host:port or [host]:port")
+        if found["exact"]:
+            _exact(found["exact"])
         port = found["port"]
         if port and port.isdigit() and not 0 < int(port) < 65536:
             raise ValueError(f"there is no port {port}")

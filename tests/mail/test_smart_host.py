@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.lab import MX4
+from tests.lab import MX4, wait_until
 from tests.mail.site import (
     HOME,
     NOBODY4,
@@ -307,3 +307,30 @@ def test_a_name_that_postfix_does_not_look_for_in_etc_hosts(site: Site) -> None:
     finally:
         site.postconf("-e", "smtp_dns_support_level=disabled")
         site.postconf("-e", "smtp_host_lookup=native")
+
+
+def test_an_ipv6_address_as_postfix_takes_it(site: Site) -> None:
+    """In any case; one with a zone, which we refuse, ends smtp(8) itself: control."""
+    main = site.lab.path("/etc/postfix/main.cf")
+    before = main.read_text()
+    site.postconf("-e", "inet_protocols=all")
+    site.write_table('[smart_host]\nhost = "[IPv6:2001:db8::1]:25"\n')
+    try:
+        site.does("apply")
+        since = len(site.postfix.log())
+        site.postfix.submit("six@anywhere.example")
+        line = site.log_of("six@anywhere.example", since, "deferred")
+        assert "connect to 2001:db8::1[2001:db8::1]:25" in line
+        site.does("revert")
+        site.postconf("-e", "relayhost=[fe80::1%lo]:25")
+        site.postfix.submit("zone@anywhere.example")
+        wait_until(
+            lambda: "fatal: valid hostname or network address required"
+            in site.postfix.log()[since:],
+            "the end of smtp(8)",
+        )
+    finally:
+        main.write_text(before)
+        site.lab.check(["postsuper", "-d", "ALL"])
+        site.lab.check(["postfix", "stop"])  # it holds back a program that ended so
+        site.postfix.start()
