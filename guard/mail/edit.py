@@ -26,6 +26,8 @@ _CHECKED = ("verify", "secure")
 def smart_host_on(values: Mapping[str, object]) -> Edit:
     """Have [smart_host] hold these values and no others, but for its pin.
 
+    Comments stay, but for those at the end of a line that goes.
+
     Who gives a new password means to leave to the guard what it may let pass, and of
     the same host how its certificate is looked at and who it is told sends.
     """
@@ -34,17 +36,32 @@ def smart_host_on(values: Mapping[str, object]) -> Edit:
         there = document.get("smart_host")
         before = document.unwrap().get("smart_host")
         kept = _kept(before, values) if isinstance(before, dict) else {}
-        section = tomlkit.table()
-        for key, value in {**kept, **values}.items():
-            section[key] = value
-        if isinstance(there, Table):
-            if tail := _cut_tail(there):
-                section.add(tomlkit.ws(tail))
-        elif there is not None:
+        wanted = {**kept, **values}
+        if isinstance(there, AbstractTable) and isinstance(before, dict):
+            _set_to(there, before, wanted)
+            return
+        if there is not None:
             del document["smart_host"]
+        section = tomlkit.table()
+        section.update(wanted)
         document["smart_host"] = section
 
     return edit
+
+
+def _set_to(
+    section: AbstractTable, before: Mapping[str, object], wanted: Mapping[str, object]
+) -> None:
+    """Change a section in its place: what stays keeps its line and its comment."""
+    tail = _cut_tail(section) if isinstance(section, Table) else ""
+    for key in before:
+        if key not in wanted:
+            del section[key]
+    for key, value in wanted.items():
+        if key not in before or before[key] != value:
+            section[key] = value
+    if tail:
+        section.value.body.append((None, tomlkit.ws(tail)))
 
 
 def _kept(

@@ -76,6 +76,49 @@ def test_a_new_password_leaves_what_else_was_asked_of_the_relay(path: Path) -> N
     assert found == other
 
 
+COMMENTED = f"""\
+[smart_host]
+# of our provider, ticket 4711
+host = "{HOST}"   # no MX
+# the account
+user = "someuser"
+password_file = "/etc/smtp-guard/old"  # root's
+tls = "secure"   # do not lower
+pin = true
+# its last words
+
+# of another
+[transports]
+".ru" = "oneshot"
+"""
+
+
+def test_comments_in_the_section_stay_with_their_lines(path: Path) -> None:
+    text = edited(path, COMMENTED, edit.smart_host_on(NEW))
+    assert text == COMMENTED.replace("guard/old", "guard/new")
+    other = {"preset": "mailchannels", "user": "b", "password_file": "/b"}
+    text = edited(path, COMMENTED, edit.smart_host_on(other))
+    assert tomllib.loads(text)["smart_host"] == {**other, "pin": True}
+    kept = [line for line in COMMENTED.splitlines() if line.startswith("#")]
+    assert [line for line in text.splitlines() if line.startswith("#")] == kept
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f'smart_host = {{ host = "{HOST}", tls = "verify", pin = true }} # mine\n',
+        f'smart_host.host = "{HOST}"\nsmart_host.tls = "verify"\nsmart_host.pin=true\n',
+        "client_port_logging = true\nsmart_host = false\n",
+    ],
+    ids=["inline", "dotted", "false"],
+)
+def test_a_smart_host_written_otherwise(path: Path, text: str) -> None:
+    before = tomllib.loads(text)
+    found = tomllib.loads(edited(path, text, edit.smart_host_on(NEW)))
+    kept = {"tls": "verify", "pin": True} if before["smart_host"] else {}
+    assert found == {**before, "smart_host": {**NEW, **kept}}
+
+
 INLINE = 'transports = { "Yahoo.com" = "relaylim", "a.example" = "oneshot" }\n'
 
 
