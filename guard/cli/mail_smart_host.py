@@ -231,12 +231,20 @@ def off(table: Path, config_dir: Path, as_json: bool) -> None:
 @smart_host.command("test", epilog=_TEST)
 @options.table_file
 @options.config_dir
+@click.option(
+    "--timeout",
+    type=click.IntRange(1, 3600),
+    default=smarthost.SECONDS,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long it may take in all.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-def test(table: Path, config_dir: Path, as_json: bool) -> None:
+def test(table: Path, config_dir: Path, timeout: int, as_json: bool) -> None:
     """Connect, shake hands and log in to the table's smart host; send no mail.
 
     Need not be applied yet. A line is a step: name, connect, certificate, tls, login;
-    the first that fails is the last.
+    the first that fails is the last. What waits when time is up has failed.
     """
     host = load(table).smart_host
     if host is None:
@@ -246,4 +254,4 @@ def test(table: Path, config_dir: Path, as_json: bool) -> None:
     password = host.password.read() if host.password else ""
     postfix = options.postfix_in(config_dir)
     name, asking = postfix.value("myhostname"), asking_of(postfix)
-    show_checks(smarthost.test(host, password, name, asking), as_json)
+    show_checks(smarthost.test(host, password, name, asking, timeout), as_json)

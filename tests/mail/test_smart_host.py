@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.lab import MX4, wait_until
+from tests.lab import INTERNET, MX4, wait_until
 from tests.mail.site import (
     HOME,
     NOBODY4,
@@ -193,9 +193,9 @@ def test_a_systemd_credential(site: Site) -> None:
 # ---- what test says
 
 
-def steps(site: Site, status: int) -> dict[str, dict[str, str]]:
+def steps(site: Site, status: int, *more: str) -> dict[str, dict[str, str]]:
     """Run the test; give its answers by their names."""
-    done = site.guardctl("smart-host", "test", "--json")
+    done = site.guardctl("smart-host", "test", "--json", *more)
     assert done.returncode == status, done
     assert PASSWORD not in done.stdout + done.stderr
     return {x["name"]: x for x in map(json.loads, done.stdout.splitlines())}
@@ -273,6 +273,31 @@ def test_a_port_without_tls(site: Site) -> None:
     assert "STARTTLS" in found["tls"]["detail"] + found["tls"]["remedy"]
 
 
+@pytest.mark.parametrize(
+    ("step", "last"),
+    [("greeting", "tls"), ("EHLO", "tls"), ("STARTTLS", "tls"), ("AUTH", "login")],
+)
+def test_a_relay_that_answers_a_byte_now_and_then(
+    site: Site, step: str, last: str
+) -> None:
+    """It held the test for as long as it liked: no single read was ever too long."""
+    argv = ["python3", "-m", "tests.mail.drip", NOBODY4, "587", step]
+    relay = site.lab.start([*argv, f"{HOME}/relay.pem"], where=INTERNET)
+    try:
+        assert relay.stdout and relay.stdout.readline() == "ready\n"
+        site.write_table(table().replace(RELAY, NOBODY4, 1))
+        found = steps(site, 1, "--timeout", "4")
+        assert list(found)[-1] == last
+        assert found[last]["state"] == "fail"
+        assert f"within 4 s: it waited for {step}" in found[last]["detail"].replace(
+            "the greeting", "greeting"
+        )
+        assert "--timeout" in found[last]["remedy"]
+    finally:
+        relay.kill()
+        relay.wait()
+
+
 def test_postfix_itself_refuses_what_test_refuses(site: Site) -> None:
     """Control: with secure, mail waits instead of going to the self-signed one."""
     site.write_table(table(SELF_SIGNED_PORT, tls='"secure"', ca_file=CA))
@@ -325,8 +350,10 @@ def test_an_ipv6_address_as_postfix_takes_it(site: Site) -> None:
         site.postconf("-e", "relayhost=[fe80::1%lo]:25")
         site.postfix.submit("zone@anywhere.example")
         wait_until(
-            lambda: "fatal: valid hostname or network address required"
-            in site.postfix.log()[since:],
+            lambda: (
+                "fatal: valid hostname or network address required"
+                in site.postfix.log()[since:]
+            ),
             "the end of smtp(8)",
         )
     finally:
