@@ -96,9 +96,10 @@ pin = true
 def test_comments_in_the_section_stay_with_their_lines(path: Path) -> None:
     text = edited(path, COMMENTED, edit.smart_host_on(NEW))
     assert text == COMMENTED.replace("guard/old", "guard/new")
-    other = {"preset": "mailchannels", "user": "b", "password_file": "/b"}
+    other: dict[str, object] = {"preset": "mailchannels", "user": "b"}
+    other["password_file"] = "/b"
     text = edited(path, COMMENTED, edit.smart_host_on(other))
-    assert tomllib.loads(text)["smart_host"] == {**other, "pin": True}
+    assert tomllib.loads(text)["smart_host"] == other | {"pin": True}
     kept = [line for line in COMMENTED.splitlines() if line.startswith("#")]
     assert [line for line in text.splitlines() if line.startswith("#")] == kept
 
@@ -115,8 +116,10 @@ def test_comments_in_the_section_stay_with_their_lines(path: Path) -> None:
 def test_a_smart_host_written_otherwise(path: Path, text: str) -> None:
     before = tomllib.loads(text)
     found = tomllib.loads(edited(path, text, edit.smart_host_on(NEW)))
-    kept = {"tls": "verify", "pin": True} if before["smart_host"] else {}
-    assert found == {**before, "smart_host": {**NEW, **kept}}
+    section: dict[str, object] = dict(NEW)
+    if before["smart_host"]:
+        section |= {"tls": "verify", "pin": True}
+    assert found == {**before, "smart_host": section}
 
 
 INLINE = 'transports = { "Yahoo.com" = "relaylim", "a.example" = "oneshot" }\n'
