@@ -15,6 +15,7 @@ from guard.mail.applying import apply as put_in_force
 from guard.mail.checking import examine
 from guard.mail.planning import Plan, make_plan
 from guard.mail.table import MailTable, SmartHost, load
+from guard.mail.transports import as_written
 from guard.text import json_text, printable
 
 _PLAN = """\b
@@ -144,7 +145,7 @@ def show(table: Path, config_dir: Path, as_json: bool) -> None:
     users = wanted.authorized_submit_users
     _line("sendmail", "as Postfix has it" if users is None else ", ".join(users))
     for domain, value in wanted.transports.items():
-        _line("transport", f"{domain} {value}")
+        _line("transport", f"{domain} {as_written(value)}")
 
 
 def smart_host_json(host: SmartHost | None) -> dict[str, object] | None:
@@ -168,7 +169,7 @@ def _json(wanted: MailTable, table: Path, found: Plan) -> dict[str, object]:
         "table": str(table),
         "applied": not found.changes,
         "smart_host": smart_host_json(wanted.smart_host),
-        "transports": wanted.transports,
+        "transports": {n: as_written(x) for n, x in wanted.transports.items()},
         "relay_mynetworks": wanted.relay_mynetworks,
         "client_port_logging": wanted.client_port_logging,
         "authorized_submit_users": wanted.authorized_submit_users,

@@ -11,6 +11,7 @@ from guard.cli import mail_options as options
 from guard.errors import BadQuery
 from guard.mail import edit
 from guard.mail.table import load, pattern, transport_value
+from guard.mail.transports import as_written
 from guard.text import json_text, printable
 
 _NAMES = ("oneshot", "relaylim", "error:")
@@ -76,7 +77,7 @@ def set_(domain: str, name: str, table: Path, config_dir: Path, as_json: bool) -
         value = transport_value(name)
     except ValueError as error:
         raise BadQuery(name, error) from None
-    change = edit.transport(_domain(domain), value.removesuffix(":"))
+    change = edit.transport(_domain(domain), as_written(value))
     options.edit_and_apply(postfix, table, change, as_json)
 
 
@@ -101,7 +102,7 @@ def unset(domain: str, table: Path, config_dir: Path, as_json: bool) -> None:
 @options.json_object
 def list_(domain: str | None, table: Path, as_json: bool) -> None:
     """List the table's transports, or that of DOMAIN."""
-    found = load(table).transports
+    found = {name: as_written(x) for name, x in load(table).transports.items()}
     if domain is not None:
         wanted = _domain(domain)
         found = {name: value for name, value in found.items() if name == wanted}

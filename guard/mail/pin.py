@@ -235,7 +235,7 @@ def denied(postfix: Postfix, table: MailTable, transport_maps: str) -> list[str]
     transport_maps is what others have in it.
     """
     found = [
-        f"transports: {domain} {table.transports[domain]}"
+        f"transports: {domain} {transports.as_written(table.transports[domain])}"
         for domain in transports.around(table.transports)
     ]
     if transport_maps:
