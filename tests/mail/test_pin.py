@@ -132,6 +132,10 @@ def test_the_smart_host_and_nothing_else_until_it_is_off(
         assert "Operation not permitted" in line
         rows = guard.findings("--to", MX4, "--user", "postfix", "--verdict", "deny")
         assert {row["outcome"] for row in rows} == {"denied"}
+        argv = ["guardctl", "explain", "--finding", "-"]
+        said = " ".join(site.lab.check(argv, json.dumps(rows[0])).split())
+        assert f"lets it connect to [{RELAY}]:587 ({RELAY4}) alone" in said
+        assert "where mail.toml has pin = true, take that out" in said
         site.does("smart-host", "off")
         assert policy(site) == WIDE
         assert in_force(guard, narrow=False)
