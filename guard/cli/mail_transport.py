@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
@@ -73,6 +74,7 @@ def set_(domain: str, name: str, table: Path, config_dir: Path, as_json: bool) -
     error:TEXT (returned at once), or a transport of master.cf with its next hop.
     """
     postfix = options.postfix_in(config_dir)
+    name = os.fsencode(name).decode(errors="surrogateescape")  # whatever the locale
     try:
         value = transport_value(name)
     except ValueError as error:

@@ -255,7 +255,7 @@ def _targets(postfix: Postfix, plan: Plan, staged: Path) -> list[Target]:
             gone += [Target(old, None) for old in (path, *postfix.indexes(path))]
             continue
         text = staged / name
-        text.write_text(file.text)
+        text.write_bytes(file.text.encode())
         text.chmod(file.mode)
         written.append(Target(path, text.read_bytes(), file.mode))
         if file.indexed:

@@ -137,7 +137,8 @@ def edited(path: Path, edit: Edit) -> tuple[MailTable, str]:
     try:
         if path.exists():
             load(path)
-        document = tomlkit.parse(path.read_text()) if path.exists() else TOMLDocument()
+        there = path.exists()
+        document = tomlkit.parse(path.read_text("utf-8")) if there else TOMLDocument()
     except (OSError, tomlkit.exceptions.ParseError) as error:
         raise MailError(f"{path}: {error}") from None
     try:

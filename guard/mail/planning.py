@@ -259,7 +259,7 @@ def _leave_named(
 
 def _text(path: Path) -> str | None:
     try:
-        return path.read_text(errors="surrogateescape")
+        return path.read_text("utf-8", "surrogateescape")
     except FileNotFoundError:
         return None
     except OSError as error:
