@@ -222,10 +222,21 @@ def unpinned(postfix: Postfix, smart_host: SmartHost) -> Iterator[str]:
         policy = load(file) if file.exists() else None
         if policy and any(rule.smart for rule in policy.rules):
             return
+        relay = smart_host.relay.text
+        if policy is None:
+            yield (
+                f"smart_host: nothing keeps Postfix to {relay}: there is no policy"
+                f" {file}; guardctl policy init, then pin = true"
+            )
+            return
+        of_it = f'include = ["{SHIPPED}"] in place of "postfix" in {file}'
+        if postfix.config_dir == DEFAULT_CONFIG_DIR:
+            how = f"pin = true, or {of_it}, leaves"
+        else:  # not the one whose relayhost is followed
+            how = f'{of_it}, and {KEY} = "{relay}", leave'
         yield (
-            "smart_host: the guard lets Postfix connect anywhere; pin = true, or"
-            f' include = ["{SHIPPED}"] in place of "postfix" in {file}, leaves it'
-            f" {smart_host.relay.text} alone"
+            "smart_host: the guard lets Postfix connect anywhere;"
+            f" {how} it {relay} alone"
         )
 
 
