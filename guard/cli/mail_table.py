@@ -60,8 +60,8 @@ def plan(table: Path, config_dir: Path, as_json: bool) -> None:
     Apply refuses later when any of these has changed since.
     """
     postfix = options.postfix_in(config_dir)
+    options.told(look(postfix))  # first: it may be the table that is put back
     wanted = load(table)
-    options.told(look(postfix))
     found = make_plan(postfix, wanted)
     remember(postfix, found)
     _warn(wanted)
@@ -84,9 +84,9 @@ def apply(table: Path, config_dir: Path, as_json: bool) -> None:
     reloaded; when any of that fails all is as before. What was replaced is kept.
     """
     postfix = options.postfix_in(config_dir)
-    wanted = load(table)
     with alone(postfix) as restored:
         options.told(restored)
+        wanted = load(table)
         _warn(wanted)
         done = put_in_force(postfix, wanted)
     options.show_done(done, as_json)
@@ -97,8 +97,8 @@ def apply(table: Path, config_dir: Path, as_json: bool) -> None:
 def check(table: Path, config_dir: Path, as_json: bool) -> None:
     """Tell what was changed since apply, and what of the table is not applied."""
     postfix = options.postfix_in(config_dir)
+    options.told(look(postfix))  # first: it may be the table that is put back
     wanted = load(table)
-    options.told(look(postfix))
     found = make_plan(postfix, wanted)
     warnings = [
         Check("table", State.WARN, p.message, p.remedy) for p in wanted.warnings

@@ -11,6 +11,7 @@ import click
 from guard.cli import mail_options as options
 from guard.errors import BadQuery
 from guard.mail import edit
+from guard.mail.applying import look
 from guard.mail.table import load, pattern, transport_value
 from guard.mail.transports import as_written
 from guard.text import json_text, printable
@@ -90,6 +91,7 @@ def unset(domain: str, table: Path, config_dir: Path, as_json: bool) -> None:
     """Have the mail for DOMAIN go the usual way again: take its line out, and apply."""
     postfix = options.postfix_in(config_dir)
     name = _domain(domain)
+    options.told(look(postfix))
     there = name in load(table).transports
     if there:
         options.edit_and_apply(postfix, table, edit.transport(name, None), as_json)

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -76,7 +76,8 @@ def look(postfix: Postfix) -> list[str]:
 
     For what only reads: nothing is written where nothing is amiss.
     """
-    if not pending(state_dir(postfix)):
+    folder = state_dir(postfix)
+    if not pending(folder) and not (folder / _STAGED).exists():
         return []
     with alone(postfix) as restored:
         return restored
@@ -85,6 +86,7 @@ def look(postfix: Postfix) -> list[str]:
 def _recover(postfix: Postfix) -> list[str]:
     try:
         restored = roll_back(state_dir(postfix))
+        shutil.rmtree(state_dir(postfix) / _STAGED, ignore_errors=True)
     except OSError as error:
         where = error.filename or state_dir(postfix)
         raise NotWritten(f"{where}: {error.strerror}") from None
@@ -111,11 +113,17 @@ def remember(postfix: Postfix, plan: Plan) -> None:
         write_private(state_dir(postfix) / _PLANNED, json.dumps(seen).encode())
 
 
-def apply(postfix: Postfix, table: MailTable, *, as_planned: bool = True) -> Plan:
+def apply(
+    postfix: Postfix,
+    table: MailTable,
+    *,
+    as_planned: bool = True,
+    written: Sequence[Target] = (),
+) -> Plan:
     """Make a Postfix what the table says, within alone(); give what was done.
 
     as_planned: refuse where a plan was looked at, and files or the table have changed
-    since.
+    since. written: the table's own file and others that are replaced with the rest.
     Raises MailNotApplied, MailError; all is then as before.
     """
     if complaint := postfix.examine():
@@ -128,8 +136,9 @@ def apply(postfix: Postfix, table: MailTable, *, as_planned: bool = True) -> Pla
     if as_planned and seen:
         _as_planned(plan, seen)
     _as_told(plan, seen if as_planned else None)
-    if plan.changes or state_bytes(plan.state) != state_bytes(_items(plan.was)):
-        _carry_out(postfix, plan)
+    changed = state_bytes(plan.state) != state_bytes(_items(plan.was))
+    if plan.changes or changed or written:
+        _carry_out(postfix, plan, written)
     (state_dir(postfix) / _PLANNED).unlink(missing_ok=True)
     return plan
 
@@ -192,18 +201,18 @@ def _as_told(plan: Plan, seen: _Seen | None) -> None:
         )
 
 
-def _carry_out(postfix: Postfix, plan: Plan) -> None:
-    staged = state_dir(postfix) / _STAGED
+def _carry_out(postfix: Postfix, plan: Plan, written: Sequence[Target]) -> None:
     policy = plan.pin.file if plan.pin and plan.pin.changes else None
     with postfix.guard.alone(policy) if policy else contextlib.nullcontext():
-        _carry_out_alone(postfix, plan, staged)
+        _carry_out_alone(postfix, plan, written)
 
 
-def _carry_out_alone(postfix: Postfix, plan: Plan, staged: Path) -> None:
+def _carry_out_alone(postfix: Postfix, plan: Plan, written: Sequence[Target]) -> None:
+    staged = state_dir(postfix) / _STAGED
     try:
         shutil.rmtree(staged, ignore_errors=True)
         staged.mkdir(mode=0o700)
-        targets = _targets(postfix, plan, staged)
+        targets = [*written, *_targets(postfix, plan, staged)]
         if plan.digests_now(postfix) != plan.digests:
             raise MailNotApplied(
                 "somebody edited one of the files at this very moment",

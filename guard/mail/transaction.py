@@ -3,21 +3,24 @@
 
 The new ones are whole on the disk beside the old ones, and each old one has a second
 name, before the first is replaced. A journal names them until all is done; who finds
-it later gives the old ones their names back. That takes no room on the disk.
+it later gives the old ones their names back. That takes no room on the disk. A list of
+them is there for longer, from before the first of those names is made until the last
+is gone; who finds it alone removes what is left.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from guard.errors import MailError, MailNotApplied
 from guard.mail.state import read_private
 
-JOURNAL = "journal.json"
+JOURNAL, TOUCHED = "journal.json", "touched.json"
 _NEW, _OLD = ".smtp-guard-new", ".smtp-guard-old"
 
 
@@ -43,9 +46,11 @@ def commit(
     called, and the error goes on; OSError becomes MailNotApplied.
     """
     try:
+        paths = [str(target.path) for target in targets]
+        write_private(folder / TOUCHED, json.dumps(paths).encode())
         _prepare(folder, targets)
     except OSError as error:
-        _clean(target.path for target in targets)
+        _undo(folder)
         raise not_applied(error, folder) from None
     try:
         for target in targets:
@@ -59,7 +64,8 @@ def commit(
         raise
     (folder / JOURNAL).unlink()
     _sync(folder)
-    _clean(target.path for target in targets)
+    with contextlib.suppress(OSError):  # it is done; the list of them stays
+        _tidy(folder)
 
 
 def not_applied(error: OSError, folder: Path) -> MailNotApplied:
@@ -82,22 +88,44 @@ def _undo(folder: Path) -> None:
 
 def pending(folder: Path) -> bool:
     """Tell whether somebody was killed in the midst of it."""
-    return (folder / JOURNAL).exists()
+    paths = (folder / JOURNAL, folder / TOUCHED)
+    return any(x.exists() for path in paths for x in (path, _beside(path, _NEW)))
 
 
 def roll_back(folder: Path) -> list[str]:
     """Give every old file its name back; give their names. May be begun again."""
-    raw = read_private(folder / JOURNAL)
-    if raw is None:
-        return []
+    restored = _restore(folder)
+    _tidy(folder)
+    return restored
+
+
+def _tidy(folder: Path) -> None:
+    """Remove all second names, and then the list of them."""
+    raw = read_private(folder / TOUCHED)
+    with _sense(folder / TOUCHED):
+        _clean([Path(path) for path in json.loads(raw or b"[]")])
+    _clean(folder / name for name in (JOURNAL, TOUCHED))
+    (folder / TOUCHED).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _sense(path: Path) -> Iterator[None]:
     try:
-        entries = [(Path(e["path"]), bool(e["existed"])) for e in json.loads(raw)]
+        yield
     except (ValueError, KeyError, TypeError):
         raise MailError(
-            f"{folder / JOURNAL}: makes no sense",
+            f"{path}: makes no sense",
             hint=f"compare main.cf and the files *{_OLD} beside it by hand, then"
             " remove it",
         ) from None
+
+
+def _restore(folder: Path) -> list[str]:
+    raw = read_private(folder / JOURNAL)
+    if raw is None:
+        return []
+    with _sense(folder / JOURNAL):
+        entries = [(Path(e["path"]), bool(e["existed"])) for e in json.loads(raw)]
     for path, existed in reversed(entries):
         old = _beside(path, _OLD)
         if not existed:
@@ -108,7 +136,6 @@ def roll_back(folder: Path) -> list[str]:
             _sync(path.parent)
     (folder / JOURNAL).unlink()
     _sync(folder)
-    _clean(path for path, _ in entries)
     return [str(path) for path, _ in entries]
 
 
@@ -168,7 +195,9 @@ def _write(path: Path, data: bytes, mode: int, like: os.stat_result | None) -> N
 def _clean(paths: Iterable[Path]) -> None:
     for path in paths:
         for suffix in (_NEW, _OLD):
-            _beside(path, suffix).unlink(missing_ok=True)
+            # a read-only file system refuses to remove even what is not there
+            if _status(_beside(path, suffix)):
+                _beside(path, suffix).unlink(missing_ok=True)
 
 
 def _beside(path: Path, suffix: str) -> Path:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from guard.errors import MailError
+from guard.errors import MailError, MailNotApplied
 from guard.mail import edit
 from guard.mail.planning import _shown
+from guard.mail.transaction import commit
 
 HOST = "[relay.example.com]:587"
 TABLE = f"""\
@@ -154,14 +155,24 @@ def test_keys_with_dots_are_edited_or_refused(path: Path, text: str) -> None:
         assert "yahoo.com" not in tomllib.loads(new)["transports"]
 
 
-def test_its_mode_stays(path: Path) -> None:
+def test_its_mode_stays_and_nothing_else(path: Path, tmp_path: Path) -> None:
     path.write_text("client_port_logging = true\n")
     path.chmod(0o600)
-    back = edit.write(path, "client_port_logging = false\n")
-    assert path.stat().st_mode & 0o777 == 0o600
-    back()
-    assert path.stat().st_mode & 0o777 == 0o600
+    assert edit.written(path, "client_port_logging = true\n") == []
+    (tmp_path / "state").mkdir(mode=0o700)
+    targets = edit.written(path, "client_port_logging = false\n")
+
+    def complain() -> None:
+        assert path.read_text() == "client_port_logging = false\n"
+        raise MailNotApplied("no")
+
+    with pytest.raises(MailNotApplied):
+        commit(tmp_path / "state", targets, complain, lambda: None)
     assert path.read_text() == "client_port_logging = true\n"
+    commit(tmp_path / "state", targets, lambda: None, lambda: None)
+    assert path.read_text() == "client_port_logging = false\n"
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert {x.name for x in tmp_path.rglob("*")} == {"mail.toml", "state"}
 
 
 @pytest.mark.parametrize(
