@@ -240,21 +240,26 @@ def unpinned(postfix: Postfix, smart_host: SmartHost) -> Iterator[str]:
         )
 
 
-def denied(postfix: Postfix, table: MailTable, transport_maps: str) -> list[str]:
-    """Name the ways of Postfix that lead past the smart host, which pin would deny.
-
-    transport_maps is what others have in it.
-    """
-    found = [
+def around(table: MailTable) -> list[str]:
+    """Name the transports of mail.toml that lead past the smart host."""
+    return [
         f"transports: {domain} {transports.as_written(table.transports[domain])}"
         for domain in transports.around(table.transports)
     ]
-    if transport_maps:
-        found.append(f"transport_maps = {transport_maps}")
-    for name in _WAYS:
-        if value := postfix.value(name):
-            found.append(f"{name} = {value}")
-    return found
+
+
+def others(postfix: Postfix, transport_maps: str) -> list[str]:
+    """Name the ways of Postfix that lead past it, which pin would deny as well.
+
+    transport_maps is what others have in it.
+    """
+    values = {transports.TRANSPORT_MAPS: transport_maps}
+    values |= {name: postfix.value(name) for name in _WAYS}
+    default = postfix.value("default_transport")
+    # trivial-rewrite(8) asks for relayhost where that names no next hop
+    if default.partition(":")[2] and not default.startswith(("error:", "discard:")):
+        values["default_transport"] = default
+    return [f"{name} = {value}" for name, value in values.items() if value]
 
 
 def _addresses(smart_host: SmartHost) -> str:

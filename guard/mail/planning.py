@@ -304,7 +304,9 @@ def _pairs(text: str) -> str:
 def _pin(plan: Plan, postfix: Postfix, table: MailTable) -> None:
     host = table.smart_host
     found = plan.pin = pin.pin_of(postfix, host, plan.was.pinned)
+    ways = _ways_around(plan, postfix) if host else []
     if host and not host.pin:
+        plan.notes += [f"smart_host: mail may go past it by {way}" for way in ways]
         plan.notes += pin.unpinned(postfix, host)
     if found is None:
         return
@@ -322,11 +324,7 @@ def _pin(plan: Plan, postfix: Postfix, table: MailTable) -> None:
     if host and host.pin:
         if found.changes or "relayhost" in plan.main:
             plan.notes += pin.examine(found, postfix, host)
-        ours = [m for m in plan.state.members if m == transports.TRANSPORT_MAPS]
-        kept = plan.state.members[ours[0]] if ours else None
-        text = _will_be(postfix, plan, transports.TRANSPORT_MAPS)
-        others = relaying.without(text, kept.element) if kept else text
-        plan.denied = pin.denied(postfix, table, others)
+        plan.denied = [*pin.around(table), *ways]
         plan.state.denied = plan.denied
         plan.notes += [f"pin: denied is what goes by {way}" for way in plan.denied]
     if found.changes and postfix.guard.is_pending(found.file):
@@ -334,6 +332,13 @@ def _pin(plan: Plan, postfix: Postfix, table: MailTable) -> None:
             f"pin: {found.file} has changes that are not in force, and would be then",
             hint="guardctl policy apply, if they are meant",
         )
+
+
+def _ways_around(plan: Plan, postfix: Postfix) -> list[str]:
+    """Name the settings of others that lead past a smart host."""
+    kept = plan.state.members.get(transports.TRANSPORT_MAPS)
+    text = _will_be(postfix, plan, transports.TRANSPORT_MAPS)
+    return pin.others(postfix, relaying.without(text, kept.element) if kept else text)
 
 
 # ---- words

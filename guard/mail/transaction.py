@@ -70,10 +70,11 @@ def commit(
 
 def not_applied(error: OSError, folder: Path) -> MailNotApplied:
     """Say what could not be written, by default in folder: all is as before."""
-    return MailNotApplied(
-        f"{error.filename or folder}: {error.strerror}",
-        hint="is the disk full, or mounted read-only?",
-    )
+    place = error.filename or folder
+    hint = "is the disk full, or mounted read-only?"
+    if isinstance(error, PermissionError):  # of root
+        hint = f"is it immutable (lsattr {place}), or what does the audit log say?"
+    return MailNotApplied(f"{place}: {error.strerror}", hint=hint)
 
 
 def _undo(folder: Path) -> None:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import tomllib
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 from guard.errors import MailError, MailNotApplied
 from guard.mail import edit
 from guard.mail.planning import _shown
-from guard.mail.transaction import commit
+from guard.mail.transaction import commit, not_applied
 
 HOST = "[relay.example.com]:587"
 TABLE = f"""\
@@ -189,3 +191,16 @@ def test_its_mode_stays_and_nothing_else(path: Path, tmp_path: Path) -> None:
 def test_a_plan_shows_no_password_whatever_became_of_the_table(line: str) -> None:
     shown = _shown(f"{line}\n{HOST}\tsomeuser:other\n", True)
     assert shown and "hidden" not in shown and "other" not in shown
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (errno.EROFS, "read-only"),
+        (errno.ENOSPC, "full"),
+        (errno.EPERM, "lsattr /main.cf"),
+    ],
+)
+def test_what_cannot_be_written_has_its_remedy(number: int, said: str) -> None:
+    found = not_applied(OSError(number, os.strerror(number), "/main.cf"), Path("/"))
+    assert "/main.cf: " in str(found) and said in found.hint

@@ -63,6 +63,24 @@ def test_control_without_it_mail_takes_another_way(site: Site) -> None:
     assert peer[0] not in (RELAY4, MX4)
 
 
+def test_what_leads_past_it_is_told(site: Site) -> None:
+    """Pinned or not: whoever has a smart host means all mail."""
+    site.write_table(table())
+    site.does("apply")
+    assert through(site) == RELAY4, "the control"
+    assert "past it by default_transport" not in site.does("plan")
+    site.postconf("-e", f"default_transport=smtp:[{MX4}]")
+    try:
+        site.lab.check(["postfix", "reload"])
+        assert through(site) != RELAY4
+        told = site.does("plan")
+        assert f"mail may go past it by default_transport = smtp:[{MX4}]" in told
+        assert "mail may go past it by transport_maps = texthash:/etc/postfix" in told
+    finally:
+        site.postconf("-X", "default_transport")
+        site.lab.check(["postfix", "reload"])
+
+
 def test_tables_and_their_indexes_are_for_root_alone(site: Site) -> None:
     site.write_table(table())
     site.does("apply")
