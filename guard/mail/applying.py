@@ -34,6 +34,7 @@ from guard.mail.table import MailTable
 from guard.mail.transaction import (
     Target,
     commit,
+    make_folder,
     not_applied,
     pending,
     roll_back,
@@ -54,8 +55,8 @@ def alone(postfix: Postfix) -> Iterator[list[str]]:
     """
     folder = state_dir(postfix)
     try:
-        postfix.ours.mkdir(mode=0o755, exist_ok=True)
-        folder.mkdir(mode=0o700, exist_ok=True)
+        make_folder(postfix.ours, 0o755)
+        make_folder(folder, 0o700)
         fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise NotWritten(f"{error.filename or folder}: {error.strerror}") from None
@@ -102,8 +103,8 @@ def _recover(postfix: Postfix) -> list[str]:
 def remember(postfix: Postfix, plan: Plan) -> None:
     """Keep what a plan looked at, so that apply sees that it has changed since."""
     with contextlib.suppress(OSError):  # read-only: apply will not work either
-        postfix.ours.mkdir(mode=0o755, exist_ok=True)
-        state_dir(postfix).mkdir(mode=0o700, exist_ok=True)
+        make_folder(postfix.ours, 0o755)
+        make_folder(state_dir(postfix), 0o700)
         seen = {
             "time": int(time.time()),
             "digests": plan.digests,

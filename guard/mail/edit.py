@@ -15,7 +15,7 @@ from tomlkit.items import AbstractTable, Comment, Table, Whitespace
 
 from guard.errors import MailError
 from guard.mail.table import MailTable, load, parse
-from guard.mail.transaction import Target
+from guard.mail.transaction import Target, make_folder
 
 Edit = Callable[[TOMLDocument], None]
 _MODE = 0o644  # of a new one: no secret stands in it
@@ -161,7 +161,7 @@ def written(path: Path, text: str) -> list[Target]:
     raw, path = text.encode(), path.absolute()
     if path.exists() and path.read_bytes() == raw:
         return []
-    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    make_folder(path.parent, 0o755)
     return [Target(path, raw, _MODE, keep_mode=True)]
 
 

@@ -87,6 +87,16 @@ def _undo(folder: Path) -> None:
         ) from None
 
 
+def make_folder(path: Path, mode: int) -> None:
+    """Make a folder where there is none, of that mode whatever umask root has.
+
+    Raises OSError.
+    """
+    if not path.is_dir():
+        path.mkdir(mode=mode, parents=True, exist_ok=True)
+        path.chmod(mode)
+
+
 def pending(folder: Path) -> bool:
     """Tell whether somebody was killed in the midst of it."""
     paths = (folder / JOURNAL, folder / TOUCHED)

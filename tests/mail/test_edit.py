@@ -177,6 +177,20 @@ def test_its_mode_stays_and_nothing_else(path: Path, tmp_path: Path) -> None:
     assert {x.name for x in tmp_path.rglob("*")} == {"mail.toml", "state"}
 
 
+def test_a_new_one_can_be_read_whatever_umask_root_has(tmp_path: Path) -> None:
+    """guardd, as its own user, reads what lies beside it."""
+    path = tmp_path / "smtp-guard/mail.toml"
+    (tmp_path / "state").mkdir(mode=0o700)
+    before = os.umask(0o077)
+    try:
+        targets = edit.written(path, "client_port_logging = true\n")
+        commit(tmp_path / "state", targets, lambda: None, lambda: None)
+    finally:
+        os.umask(before)
+    assert path.parent.stat().st_mode & 0o777 == 0o755
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
 @pytest.mark.parametrize(
     "line",
     [
