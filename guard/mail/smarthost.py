@@ -12,6 +12,7 @@ import ssl
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BufferedIOBase
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ _BUNDLES = (
 )
 _CHALLENGES = 5  # of one AUTH, as smtplib
 SECONDS = 30  # of a test in all; Postfix has that for the connect alone, postconf(5)
+_MOST = 1 << 16  # bytes that a relay says in one test; smtplib takes what comes
 _STEPS = {"ehlo": "EHLO", "helo": "HELO", "STARTTLS": "STARTTLS", "AUTH": "AUTH"}
 # openssl-verify(1) of OpenSSL: self signed, alone or in a chain; a name that differs.
 _SELF_SIGNED = (18, 19)
@@ -78,6 +80,22 @@ def auth_text(smart_host: SmartHost, password: str) -> str:
 # ---- the handshake
 
 
+class _Lines:
+    """What the relay says, line by line, up to a limit."""
+
+    def __init__(self, file: BufferedIOBase) -> None:
+        self._file = file
+        self._left = _MOST
+        self.close = file.close
+
+    def readline(self, most: int) -> bytes:
+        line = self._file.readline(most)
+        self._left -= len(line)
+        if self._left < 0:
+            raise OSError(f"it says more than {_MOST >> 10} KiB, and goes on")
+        return line
+
+
 class _Session(smtplib.SMTP):
     """SMTP over a socket that is connected already; passwords are UTF-8."""
 
@@ -93,6 +111,12 @@ class _Session(smtplib.SMTP):
 
     def _get_socket(self, host: str, port: int, timeout: float) -> socket.socket:
         return self._connected
+
+    def getreply(self) -> tuple[int, bytes]:
+        """Have no end of lines fill the memory."""
+        if self.file is None and self.sock:
+            self.file = _Lines(self.sock.makefile("rb"))
+        return super().getreply()
 
     def putcmd(self, cmd: str, args: str = "") -> None:
         """Keep which step it is; what answers a challenge is none."""

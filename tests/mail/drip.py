@@ -2,7 +2,8 @@
 """A relay that answers as one does up to a step, and then a byte now and then.
 
 Arguments: its address, its port, that step (greeting, EHLO, STARTTLS, AUTH), the file
-of its key and certificate. Prints "ready" when it listens.
+of its key and certificate. Step flood: lines without end, as fast as they are read.
+Prints "ready" when it listens.
 """
 
 from __future__ import annotations
@@ -27,6 +28,13 @@ def drip(connected: socket.socket, first: bytes) -> None:
             time.sleep(PAUSE)
 
 
+def flood(connected: socket.socket) -> None:
+    """Answer without end."""
+    with contextlib.suppress(OSError):
+        while True:
+            connected.sendall(b"250-and more\r\n" * 1000)
+
+
 def serve(connected: socket.socket, step: str, context: ssl.SSLContext) -> None:
     """Talk with one client."""
     if step == "greeting":
@@ -35,6 +43,8 @@ def serve(connected: socket.socket, step: str, context: ssl.SSLContext) -> None:
     lines = connected.makefile("rb")
     for line in lines:
         verb = line.split()[0].upper().decode()
+        if step == "flood":
+            return flood(connected)
         if verb == step:
             return drip(connected, b"250-" if verb == "EHLO" else GO_ON + RECORD)
         if verb == "STARTTLS":

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -291,29 +293,46 @@ def test_a_port_without_tls(site: Site) -> None:
     assert "STARTTLS" in found["tls"]["detail"] + found["tls"]["remedy"]
 
 
-@pytest.mark.parametrize(
-    ("step", "last"),
-    [("greeting", "tls"), ("EHLO", "tls"), ("STARTTLS", "tls"), ("AUTH", "login")],
-)
-def test_a_relay_that_answers_a_byte_now_and_then(
-    site: Site, step: str, last: str
-) -> None:
-    """It held the test for as long as it liked: no single read was ever too long."""
+@contextlib.contextmanager
+def drip(site: Site, step: str) -> Iterator[None]:
+    """Have tests/mail/drip.py at the table's relay."""
     argv = ["python3", "-m", "tests.mail.drip", NOBODY4, "587", step]
     relay = site.lab.start([*argv, f"{HOME}/relay.pem"], where=INTERNET)
     try:
         assert relay.stdout and relay.stdout.readline() == "ready\n"
         site.write_table(table().replace(RELAY, NOBODY4, 1))
-        found = steps(site, 1, "--timeout", "4")
-        assert list(found)[-1] == last
-        assert found[last]["state"] == "fail"
-        assert f"within 4 s: it waited for {step}" in found[last]["detail"].replace(
-            "the greeting", "greeting"
-        )
-        assert "--timeout" in found[last]["remedy"]
+        yield
     finally:
         relay.kill()
         relay.wait()
+
+
+@pytest.mark.parametrize(
+    ("step", "last", "at"),
+    [
+        ("greeting", "tls", "the greeting"),
+        ("EHLO", "tls", "EHLO"),
+        ("STARTTLS", "tls", "STARTTLS"),
+        ("AUTH", "login", "AUTH"),
+    ],
+)
+def test_a_relay_that_answers_a_byte_now_and_then(
+    site: Site, step: str, last: str, at: str
+) -> None:
+    """It held the test for as long as it liked: no single read was ever too long."""
+    with drip(site, step):
+        found = steps(site, 1, "--timeout", "4")
+    assert list(found)[-1] == last
+    assert found[last]["state"] == "fail"
+    assert f"within 4 s: it waited for {at}" in found[last]["detail"]
+    assert "--timeout" in found[last]["remedy"]
+
+
+def test_a_relay_that_answers_without_end(site: Site) -> None:
+    with drip(site, "flood"):
+        found = steps(site, 1, "--timeout", "60")
+    assert list(found)[-1] == "tls"
+    assert "says more than 64 KiB" in found["tls"]["detail"]
 
 
 def test_postfix_itself_refuses_what_test_refuses(site: Site) -> None:
