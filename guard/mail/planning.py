@@ -111,6 +111,7 @@ def make_plan(postfix: Postfix, table: MailTable) -> Plan:
     values: dict[str, str | None] = {**there, **services, **plan.main, **plan.master}
     _leave_named(plan, postfix, values)
     _notes(plan, table)
+    plan.notes += _outweighed(postfix, want)
     _pin(plan, postfix, table)
     return plan
 
@@ -355,6 +356,17 @@ def _notes(plan: Plan, table: MailTable) -> None:
         plan.notes.append(
             f"transports: mail for {domain} does not go through the smart host"
         )
+
+
+def _outweighed(postfix: Postfix, want: Wanted) -> Iterator[str]:
+    """Name what a service of master.cf sets for itself, which is not touched."""
+    for service, settings in postfix.overrides().items():
+        for name, value in settings.items():
+            if service in want.services or value == want.parameters.get(name, value):
+                continue
+            yield (
+                f"{MASTER}: {service} has -o {name}={value}, which outweighs the table"
+            )
 
 
 def diff(change: Change) -> Iterator[str]:

@@ -74,13 +74,30 @@ def test_what_leads_past_it_is_told(site: Site) -> None:
     site.postconf("-e", f"default_transport=smtp:[{MX4}]")
     try:
         site.lab.check(["postfix", "reload"])
-        assert through(site) != RELAY4
+        since = len(site.postfix.log())
+        site.postfix.submit("past@anywhere.example")
+        # which has no TLS, and is asked for it as the relay is
+        line = site.log_of("past@anywhere.example", since, "deferred")
+        assert f"relay={MX4}" in line
         told = site.does("plan")
         assert f"mail may go past it by default_transport = smtp:[{MX4}]" in told
         assert "mail may go past it by transport_maps = texthash:/etc/postfix" in told
     finally:
         site.postconf("-X", "default_transport")
         site.lab.check(["postfix", "reload"])
+        site.lab.check(["postsuper", "-d", "ALL"])
+
+
+def test_what_a_service_sets_for_itself_is_told(site: Site) -> None:
+    site.write_table(table())
+    site.does("apply")
+    assert "outweighs" not in site.does("plan"), "the control"
+    site.postconf("-P", "smtp/unix/smtp_tls_security_level=may")
+    try:
+        said = site.does("plan")
+        assert "smtp/unix has -o smtp_tls_security_level=may, which outweighs" in said
+    finally:
+        site.postconf("-PX", "smtp/unix/smtp_tls_security_level")
 
 
 def test_tables_and_their_indexes_are_for_root_alone(site: Site) -> None:
