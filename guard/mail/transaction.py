@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +71,7 @@ def commit(
 
 def not_applied(error: OSError, folder: Path) -> MailNotApplied:
     """Say what could not be written, by default in folder: all is as before."""
-    place = error.filename or folder
+    place = _of_whom(str(error.filename or folder))
     hint = "is the disk full, or mounted read-only?"
     if isinstance(error, PermissionError):  # of root
         hint = f"is it immutable (lsattr {place}), or what does the audit log say?"
@@ -213,6 +214,11 @@ def _clean(paths: Iterable[Path]) -> None:
 
 def _beside(path: Path, suffix: str) -> Path:
     return path.with_name(f".{path.name}{suffix}")
+
+
+def _of_whom(path: str) -> str:
+    """Give the file that a name beside it belongs to."""
+    return re.sub(rf"/\.([^/]+)(?:{_NEW}|{_OLD})$", r"/\1", path)
 
 
 def _sync(folder: Path) -> None:

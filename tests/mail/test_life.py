@@ -206,6 +206,23 @@ def test_a_read_only_etc(site: Site) -> None:
     site.does("apply")
 
 
+def test_a_table_that_cannot_be_written(site: Site) -> None:
+    """Postfix could be: it is as before, and so is what is beside both."""
+    site.write_table("client_port_logging = true\n")
+    site.does("apply")
+    site.lab.check(["mount", "--bind", "/etc/smtp-guard", "/etc/smtp-guard"])
+    site.lab.check(["mount", "-o", "remount,bind,ro", "/etc/smtp-guard"])
+    try:
+        words = ("transport", "set", ".ru", "oneshot")
+        said = refused(site, site.config(), *words)
+        assert f"as before: {TABLE}: Read-only file system" in said
+    finally:
+        site.lab.check(["umount", "/etc/smtp-guard"])
+    site.does("check")
+    assert "put back" not in site.guardctl(*words).stderr
+    site.does("check")
+
+
 def test_another_apply_at_the_same_time(site: Site) -> None:
     site.write_table(table())
     site.does("revert")
