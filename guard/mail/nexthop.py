@@ -94,7 +94,7 @@ def _addresses(host: str, asking: Asking, clock: Clock) -> list[str]:
     if address_of(host) is not None:
         return [host]
     found, why = _by_dns(host, asking, clock) if asking.dns else ([], "")
-    native, not_native = ([], "") if found else _native(host, asking)
+    native, not_native = ([], "") if found else _native(host, asking, clock)
     if asking.native:
         found, why = found or native, why or not_native
     elif native:
@@ -125,7 +125,9 @@ def _by_dns(host: str, asking: Asking, clock: Clock) -> tuple[list[str], str]:
     return found, why
 
 
-def _native(host: str, asking: Asking) -> tuple[list[str], str]:
+def _native(host: str, asking: Asking, clock: Clock) -> tuple[list[str], str]:
+    if clock.is_over():  # the C library would begin anew, with limits of its own
+        return [], "no time was left to ask"
     families = {_FAMILIES[kind] for kind in asking.kinds}
     try:
         answers = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
