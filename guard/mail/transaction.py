@@ -19,10 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from guard.errors import MailError, MailNotApplied
-from guard.mail.state import read_private
+from guard.mail.state import read_private, sha256
 
 JOURNAL, TOUCHED = "journal.json", "touched.json"
 _NEW, _OLD = ".smtp-guard-new", ".smtp-guard-old"
+_EDITED = ".smtp-guard-edited"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +106,10 @@ def pending(folder: Path) -> bool:
 
 
 def roll_back(folder: Path) -> list[str]:
-    """Give every old file its name back; give their names. May be begun again."""
+    """Give every old file its name back; give their names. May be begun again.
+
+    What somebody wrote into one since stays beside it, and is in that list.
+    """
     restored = _restore(folder)
     _tidy(folder)
     return restored
@@ -137,18 +141,37 @@ def _restore(folder: Path) -> list[str]:
     if raw is None:
         return []
     with _sense(folder / JOURNAL):
-        entries = [(Path(e["path"]), bool(e["existed"])) for e in json.loads(raw)]
-    for path, existed in reversed(entries):
+        entries = [
+            (Path(e["path"]), bool(e["existed"]), str(e["new"]))
+            for e in json.loads(raw)
+        ]
+    edited = []
+    for path, existed, new in reversed(entries):
         old = _beside(path, _OLD)
+        if existed and not old.exists():
+            continue  # it has its name back
+        if _is_edited(path, old, new):
+            edited.append(path.with_name(path.name + _EDITED))
+            edited[-1].unlink(missing_ok=True)
+            os.link(path, edited[-1])
         if not existed:
             path.unlink(missing_ok=True)
-        elif old.exists():
+        else:
             os.replace(old, path)  # does nothing where both are one file, rename(2)
         if path.parent.exists():
             _sync(path.parent)
     (folder / JOURNAL).unlink()
     _sync(folder)
-    return [str(path) for path, _ in entries]
+    return [str(path) for path, _, _ in entries] + [
+        f"{path} has what somebody wrote since" for path in edited
+    ]
+
+
+def _is_edited(path: Path, old: Path, new: str) -> bool:
+    """Tell whether a file is neither the old one nor, by sha256, the new one."""
+    if not path.exists() or (old.exists() and path.samefile(old)):
+        return False
+    return sha256(path.read_bytes()) != new
 
 
 def write_private(path: Path, data: bytes) -> None:
@@ -170,7 +193,11 @@ def _prepare(folder: Path, targets: Sequence[Target]) -> None:
         if old:
             os.link(target.path, _beside(target.path, _OLD))
     entries = [
-        {"path": str(target.path), "existed": _status(target.path) is not None}
+        {
+            "path": str(target.path),
+            "existed": _status(target.path) is not None,
+            "new": "" if target.data is None else sha256(target.data),
+        }
         for target in targets
     ]
     write_private(folder / JOURNAL, json.dumps(entries).encode())
