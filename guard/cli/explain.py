@@ -20,6 +20,7 @@ from guard.cli import complete
 from guard.errors import NoAccess
 from guard.hosts import is_own, own_addresses
 from guard.kernel import policy_file
+from guard.mail.pin import SHIPPED
 from guard.policy import (
     Caller,
     Decision,
@@ -35,6 +36,13 @@ from guard.policy.files import is_trusted, stat_identify
 from guard.policy.model import Address
 from guard.policy.units import BadUnit, unit_pattern
 from guard.text import address, json_text, printable
+
+_WIDEN = "For another host, give it a rule with that address"
+_UNPIN = (
+    f"{_WIDEN}. To let Postfix connect anywhere: where mail.toml has pin = true, take"
+    ' that out, and guardctl mail apply; else write "postfix" in place of'
+    f' "{SHIPPED}" in include, and guardctl policy apply'
+)
 
 
 @dataclass(slots=True)
@@ -297,6 +305,23 @@ def _effect(policy: Policy, destination: Destination, decision: Decision) -> str
     return f"{what} (EPERM), and journalled"
 
 
+def _hint(policy: Policy, decision: Decision) -> str:
+    """Say what else a program may that may connect to the smart host alone; or ""."""
+    if decision.rule is not None or policy.smart_host is None or policy.known is None:
+        return ""
+    for trial in decision.why:
+        rule = policy.rules[trial.rule]
+        if not rule.smart or rule.verdict is not Verdict.ALLOW:
+            continue
+        if {"to", "ports"}.issuperset(trial.failed):
+            known = ", ".join(map(str, policy.known.addresses[:4])) or "no address yet"
+            what = (
+                f"{rule.label} lets it connect to {policy.smart_host} ({known}) alone"
+            )
+            return f"{what}. {_UNPIN if rule.name == SHIPPED else _WIDEN}"
+    return ""
+
+
 def _mapped(to: Address) -> bool:
     return isinstance(to, ipaddress.IPv6Address) and to.ipv4_mapped is not None
 
@@ -337,6 +362,7 @@ def _as_json(
         "guarded": destination.port in policy.ports,
         "journalled": not decision.quiet and destination.port in policy.ports,
         "effect": effect,
+        "hint": _hint(policy, decision) or None,
         "direction": destination.direction.name.lower(),
         "caller": {
             "uid": caller.uid,
@@ -379,6 +405,8 @@ def _print(
         by += f":{rule.line}" if rule.line else ""
     _line("verdict", f"{decision.verdict.name.lower()}: {by}")
     _line("effect", effect)
+    if hint := _hint(policy, decision):
+        _line("hint", hint)
     failed = [trial for trial in decision.why if trial.failed]
     if failed:
         where = "" if decision.rule is None else "before it "

@@ -11,6 +11,7 @@ import click
 
 from guard.cli import complete
 from guard.cli.switching import Loaded
+from guard.errors import NotWritten
 from guard.mail import edit
 from guard.mail.applying import alone, apply
 from guard.mail.planning import Change, Plan, diff
@@ -101,24 +102,23 @@ def edit_and_apply(
     path: Path,
     change: edit.Edit,
     as_json: bool,
-    before: Callable[[], Callable[[], None]] | None = None,
+    password: str | None = None,
 ) -> None:
     """Change mail.toml and put it in force, or neither; print what was done.
 
-    before writes what the table needs and gives what takes that back.
+    password is what its password file is to hold.
     """
     with alone(postfix) as restored:
         told(restored)
         table, text = edit.edited(path, change)
-        undo = [edit.write(path, text)]
         try:
-            if before:
-                undo.append(before())
-            plan = apply(postfix, table, as_planned=False)
-        except BaseException:
-            for back in undo:
-                back()
-            raise
+            written = edit.written(path, text)
+        except OSError as error:
+            raise NotWritten(f"{error.filename or path}: {error.strerror}") from None
+        if password is not None:
+            table, target = edit.with_password(table, password)
+            written.append(target)
+        plan = apply(postfix, table, as_planned=False, written=written)
     show_done(plan, as_json)
 
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -12,12 +11,11 @@ import click
 from guard.cli import complete
 from guard.cli import mail_options as options
 from guard.cli.answers import show_checks
-from guard.errors import MailError, NotWritten
+from guard.errors import MailError
 from guard.mail import edit, smarthost
 from guard.mail.nexthop import asking_of
 from guard.mail.password import usable
 from guard.mail.table import TLS_LEVELS, TLS_WITHOUT_PASSWORD, SmartHost, load
-from guard.mail.transaction import write_private
 from guard.text import json_text, printable
 
 _PASSWORD_FILE = "smart-host.password"
@@ -127,7 +125,7 @@ def set_(
     values: dict[str, object] = {}
     preset = host.lower() in _PRESETS
     values["preset" if preset else "host"] = host.lower() if preset else host
-    before = None
+    password = None
     if user:
         values["user"] = user
         if password_credential:
@@ -137,7 +135,7 @@ def set_(
         else:
             kept = table.absolute().with_name(_PASSWORD_FILE)
             values["password_file"] = str(kept)
-            before = _keeper(kept, _ask(user, password_file == "-"))
+            password = _ask(user, password_file == "-")
     if tls:
         values["tls"] = tls
     if ca_file:
@@ -146,7 +144,9 @@ def set_(
         values["authenticated_header"] = authenticated_header
     if pin is not None:
         values["pin"] = pin
-    options.edit_and_apply(postfix, table, edit.smart_host_on(values), as_json, before)
+    options.edit_and_apply(
+        postfix, table, edit.smart_host_on(values), as_json, password
+    )
 
 
 def _ask(user: str, from_stdin: bool) -> str:
@@ -159,27 +159,6 @@ def _ask(user: str, from_stdin: bool) -> str:
         )
     asked: str = click.prompt(f"Password of {printable(user)}", hide_input=True)
     return usable(asked.encode(errors="surrogateescape"), "the password")
-
-
-def _keeper(path: Path, password: str) -> Callable[[], Callable[[], None]]:
-    """Give what keeps the password, and that gives what puts the old one back."""
-
-    def keep() -> Callable[[], None]:
-        try:
-            old = path.read_bytes() if path.exists() else None
-            write_private(path, password.encode() + b"\n")
-        except OSError as error:
-            raise NotWritten(f"{path}: {error.strerror}") from None
-
-        def back() -> None:
-            if old is None:
-                path.unlink(missing_ok=True)
-            else:
-                write_private(path, old)
-
-        return back
-
-    return keep
 
 
 @smart_host.command("show", epilog=_SHOW)
@@ -231,12 +210,20 @@ def off(table: Path, config_dir: Path, as_json: bool) -> None:
 @smart_host.command("test", epilog=_TEST)
 @options.table_file
 @options.config_dir
+@click.option(
+    "--timeout",
+    type=click.IntRange(1, 3600),
+    default=smarthost.SECONDS,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long it may take in all.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-def test(table: Path, config_dir: Path, as_json: bool) -> None:
+def test(table: Path, config_dir: Path, timeout: int, as_json: bool) -> None:
     """Connect, shake hands and log in to the table's smart host; send no mail.
 
     Need not be applied yet. A line is a step: name, connect, certificate, tls, login;
-    the first that fails is the last.
+    the first that fails is the last. What waits when time is up has failed.
     """
     host = load(table).smart_host
     if host is None:
@@ -246,4 +233,4 @@ def test(table: Path, config_dir: Path, as_json: bool) -> None:
     password = host.password.read() if host.password else ""
     postfix = options.postfix_in(config_dir)
     name, asking = postfix.value("myhostname"), asking_of(postfix)
-    show_checks(smarthost.test(host, password, name, asking), as_json)
+    show_checks(smarthost.test(host, password, name, asking, timeout), as_json)

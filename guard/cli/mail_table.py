@@ -15,6 +15,7 @@ from guard.mail.applying import apply as put_in_force
 from guard.mail.checking import examine
 from guard.mail.planning import Plan, make_plan
 from guard.mail.table import MailTable, SmartHost, load
+from guard.mail.transports import as_written
 from guard.text import json_text, printable
 
 _PLAN = """\b
@@ -59,8 +60,8 @@ def plan(table: Path, config_dir: Path, as_json: bool) -> None:
     Apply refuses later when any of these has changed since.
     """
     postfix = options.postfix_in(config_dir)
+    options.told(look(postfix))  # first: it may be the table that is put back
     wanted = load(table)
-    options.told(look(postfix))
     found = make_plan(postfix, wanted)
     remember(postfix, found)
     _warn(wanted)
@@ -83,9 +84,9 @@ def apply(table: Path, config_dir: Path, as_json: bool) -> None:
     reloaded; when any of that fails all is as before. What was replaced is kept.
     """
     postfix = options.postfix_in(config_dir)
-    wanted = load(table)
     with alone(postfix) as restored:
         options.told(restored)
+        wanted = load(table)
         _warn(wanted)
         done = put_in_force(postfix, wanted)
     options.show_done(done, as_json)
@@ -96,8 +97,8 @@ def apply(table: Path, config_dir: Path, as_json: bool) -> None:
 def check(table: Path, config_dir: Path, as_json: bool) -> None:
     """Tell what was changed since apply, and what of the table is not applied."""
     postfix = options.postfix_in(config_dir)
+    options.told(look(postfix))  # first: it may be the table that is put back
     wanted = load(table)
-    options.told(look(postfix))
     found = make_plan(postfix, wanted)
     warnings = [
         Check("table", State.WARN, p.message, p.remedy) for p in wanted.warnings
@@ -144,7 +145,7 @@ def show(table: Path, config_dir: Path, as_json: bool) -> None:
     users = wanted.authorized_submit_users
     _line("sendmail", "as Postfix has it" if users is None else ", ".join(users))
     for domain, value in wanted.transports.items():
-        _line("transport", f"{domain} {value}")
+        _line("transport", f"{domain} {as_written(value)}")
 
 
 def smart_host_json(host: SmartHost | None) -> dict[str, object] | None:
@@ -168,7 +169,7 @@ def _json(wanted: MailTable, table: Path, found: Plan) -> dict[str, object]:
         "table": str(table),
         "applied": not found.changes,
         "smart_host": smart_host_json(wanted.smart_host),
-        "transports": wanted.transports,
+        "transports": {n: as_written(x) for n, x in wanted.transports.items()},
         "relay_mynetworks": wanted.relay_mynetworks,
         "client_port_logging": wanted.client_port_logging,
         "authorized_submit_users": wanted.authorized_submit_users,

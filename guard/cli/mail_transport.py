@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
@@ -10,7 +11,9 @@ import click
 from guard.cli import mail_options as options
 from guard.errors import BadQuery
 from guard.mail import edit
+from guard.mail.applying import look
 from guard.mail.table import load, pattern, transport_value
+from guard.mail.transports import as_written
 from guard.text import json_text, printable
 
 _NAMES = ("oneshot", "relaylim", "error:")
@@ -72,11 +75,12 @@ def set_(domain: str, name: str, table: Path, config_dir: Path, as_json: bool) -
     error:TEXT (returned at once), or a transport of master.cf with its next hop.
     """
     postfix = options.postfix_in(config_dir)
+    name = os.fsencode(name).decode(errors="surrogateescape")  # whatever the locale
     try:
         value = transport_value(name)
     except ValueError as error:
         raise BadQuery(name, error) from None
-    change = edit.transport(_domain(domain), value.removesuffix(":"))
+    change = edit.transport(_domain(domain), as_written(value))
     options.edit_and_apply(postfix, table, change, as_json)
 
 
@@ -87,6 +91,7 @@ def unset(domain: str, table: Path, config_dir: Path, as_json: bool) -> None:
     """Have the mail for DOMAIN go the usual way again: take its line out, and apply."""
     postfix = options.postfix_in(config_dir)
     name = _domain(domain)
+    options.told(look(postfix))
     there = name in load(table).transports
     if there:
         options.edit_and_apply(postfix, table, edit.transport(name, None), as_json)
@@ -101,7 +106,7 @@ def unset(domain: str, table: Path, config_dir: Path, as_json: bool) -> None:
 @options.json_object
 def list_(domain: str | None, table: Path, as_json: bool) -> None:
     """List the table's transports, or that of DOMAIN."""
-    found = load(table).transports
+    found = {name: as_written(x) for name, x in load(table).transports.items()}
     if domain is not None:
         wanted = _domain(domain)
         found = {name: value for name, value in found.items() if name == wanted}

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -34,6 +34,7 @@ from guard.mail.table import MailTable
 from guard.mail.transaction import (
     Target,
     commit,
+    make_folder,
     not_applied,
     pending,
     roll_back,
@@ -54,8 +55,8 @@ def alone(postfix: Postfix) -> Iterator[list[str]]:
     """
     folder = state_dir(postfix)
     try:
-        postfix.ours.mkdir(mode=0o755, exist_ok=True)
-        folder.mkdir(mode=0o700, exist_ok=True)
+        make_folder(postfix.ours, 0o755)
+        make_folder(folder, 0o700)
         fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise NotWritten(f"{error.filename or folder}: {error.strerror}") from None
@@ -76,7 +77,8 @@ def look(postfix: Postfix) -> list[str]:
 
     For what only reads: nothing is written where nothing is amiss.
     """
-    if not pending(state_dir(postfix)):
+    folder = state_dir(postfix)
+    if not pending(folder) and not (folder / _STAGED).exists():
         return []
     with alone(postfix) as restored:
         return restored
@@ -85,6 +87,7 @@ def look(postfix: Postfix) -> list[str]:
 def _recover(postfix: Postfix) -> list[str]:
     try:
         restored = roll_back(state_dir(postfix))
+        shutil.rmtree(state_dir(postfix) / _STAGED, ignore_errors=True)
     except OSError as error:
         where = error.filename or state_dir(postfix)
         raise NotWritten(f"{where}: {error.strerror}") from None
@@ -100,8 +103,8 @@ def _recover(postfix: Postfix) -> list[str]:
 def remember(postfix: Postfix, plan: Plan) -> None:
     """Keep what a plan looked at, so that apply sees that it has changed since."""
     with contextlib.suppress(OSError):  # read-only: apply will not work either
-        postfix.ours.mkdir(mode=0o755, exist_ok=True)
-        state_dir(postfix).mkdir(mode=0o700, exist_ok=True)
+        make_folder(postfix.ours, 0o755)
+        make_folder(state_dir(postfix), 0o700)
         seen = {
             "time": int(time.time()),
             "digests": plan.digests,
@@ -111,11 +114,17 @@ def remember(postfix: Postfix, plan: Plan) -> None:
         write_private(state_dir(postfix) / _PLANNED, json.dumps(seen).encode())
 
 
-def apply(postfix: Postfix, table: MailTable, *, as_planned: bool = True) -> Plan:
+def apply(
+    postfix: Postfix,
+    table: MailTable,
+    *,
+    as_planned: bool = True,
+    written: Sequence[Target] = (),
+) -> Plan:
     """Make a Postfix what the table says, within alone(); give what was done.
 
     as_planned: refuse where a plan was looked at, and files or the table have changed
-    since.
+    since. written: the table's own file and others that are replaced with the rest.
     Raises MailNotApplied, MailError; all is then as before.
     """
     if complaint := postfix.examine():
@@ -128,8 +137,9 @@ def apply(postfix: Postfix, table: MailTable, *, as_planned: bool = True) -> Pla
     if as_planned and seen:
         _as_planned(plan, seen)
     _as_told(plan, seen if as_planned else None)
-    if plan.changes or state_bytes(plan.state) != state_bytes(_items(plan.was)):
-        _carry_out(postfix, plan)
+    changed = state_bytes(plan.state) != state_bytes(_items(plan.was))
+    if plan.changes or changed or written:
+        _carry_out(postfix, plan, written)
     (state_dir(postfix) / _PLANNED).unlink(missing_ok=True)
     return plan
 
@@ -192,18 +202,18 @@ def _as_told(plan: Plan, seen: _Seen | None) -> None:
         )
 
 
-def _carry_out(postfix: Postfix, plan: Plan) -> None:
-    staged = state_dir(postfix) / _STAGED
+def _carry_out(postfix: Postfix, plan: Plan, written: Sequence[Target]) -> None:
     policy = plan.pin.file if plan.pin and plan.pin.changes else None
     with postfix.guard.alone(policy) if policy else contextlib.nullcontext():
-        _carry_out_alone(postfix, plan, staged)
+        _carry_out_alone(postfix, plan, written)
 
 
-def _carry_out_alone(postfix: Postfix, plan: Plan, staged: Path) -> None:
+def _carry_out_alone(postfix: Postfix, plan: Plan, written: Sequence[Target]) -> None:
+    staged = state_dir(postfix) / _STAGED
     try:
         shutil.rmtree(staged, ignore_errors=True)
         staged.mkdir(mode=0o700)
-        targets = _targets(postfix, plan, staged)
+        targets = [*written, *_targets(postfix, plan, staged)]
         if plan.digests_now(postfix) != plan.digests:
             raise MailNotApplied(
                 "somebody edited one of the files at this very moment",
@@ -255,7 +265,7 @@ def _targets(postfix: Postfix, plan: Plan, staged: Path) -> list[Target]:
             gone += [Target(old, None) for old in (path, *postfix.indexes(path))]
             continue
         text = staged / name
-        text.write_text(file.text)
+        text.write_bytes(file.text.encode())
         text.chmod(file.mode)
         written.append(Target(path, text.read_bytes(), file.mode))
         if file.indexed:

@@ -45,12 +45,15 @@ class _Host:
         self.postfix = postfix
         self._values: dict[str, str] = {}
         self.overrides = postfix.overrides()
+        programs = {n: line.split()[7] for n, line in postfix.services().items()}
         # 127.0.0.1:submission/inet, but not lmtp: what smtpd(8) listens at.
         self.smtpds = [
             name
-            for name, line in postfix.services().items()
-            if name.endswith("/inet") and line.split()[7] == "smtpd"
+            for name, program in programs.items()
+            if name.endswith("/inet") and program == "smtpd"
         ]
+        # smtp/unix, relay/unix, oneshot/unix: what sends.
+        self.smtps = [name for name, program in programs.items() if program == "smtp"]
 
     def value(self, name: str) -> str:
         """Give a parameter of main.cf, or its default, with $names filled in."""
@@ -253,15 +256,7 @@ def _smart_host(host: _Host) -> Iterator[Check]:
     relay = host.value("relayhost")
     if not relay:
         return
-    level = host.value("smtp_tls_security_level")
-    if host.value("smtp_sasl_auth_enable") == "yes" and level in ("", "none", "may"):
-        yield Check(
-            "smart-host",
-            State.BAD,
-            f"the password for {relay} may be sent in the clear: TLS is"
-            f" {level or 'off'}",
-            host.edit("smtp_tls_security_level", "encrypt"),
-        )
+    yield from _in_the_clear(host, relay)
     for name in _AROUND:
         if value := host.value(name):
             yield Check(
@@ -273,6 +268,24 @@ def _smart_host(host: _Host) -> Iterator[Check]:
     for table in re.split(r"[\s,]+", host.value("smtp_sasl_password_maps")):
         yield from _readable(host, Path(table.rpartition(":")[2]))
     yield good("smart-host", f"mail leaves through {relay}")
+
+
+def _in_the_clear(host: _Host, relay: str) -> Iterator[Check]:
+    name, told = "smtp_tls_security_level", False
+    for service in host.smtps:
+        (level, own), (auth, _) = (
+            host.of(service, key) for key in (name, "smtp_sasl_auth_enable")
+        )
+        if auth != "yes" or level not in ("", "none", "may") or (told and not own):
+            continue
+        told = told or not own
+        yield Check(
+            "smart-host",
+            State.BAD,
+            f"{f'{service}: ' if own else ''}the password for {relay} may be sent in"
+            f" the clear: TLS is {level or 'off'}",
+            host.edit(name, "encrypt", service if own else ""),
+        )
 
 
 def _readable(host: _Host, text: Path) -> Iterator[Check]:

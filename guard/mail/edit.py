@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
-import os
-import stat
 import tomllib
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import tomlkit
@@ -14,8 +13,9 @@ import tomlkit.exceptions
 from tomlkit import TOMLDocument
 from tomlkit.items import AbstractTable, Comment, Table, Whitespace
 
-from guard.errors import MailError, NotWritten
+from guard.errors import MailError
 from guard.mail.table import MailTable, load, parse
+from guard.mail.transaction import Target, make_folder
 
 Edit = Callable[[TOMLDocument], None]
 _MODE = 0o644  # of a new one: no secret stands in it
@@ -26,6 +26,8 @@ _CHECKED = ("verify", "secure")
 def smart_host_on(values: Mapping[str, object]) -> Edit:
     """Have [smart_host] hold these values and no others, but for its pin.
 
+    Comments stay, but for those at the end of a line that goes.
+
     Who gives a new password means to leave to the guard what it may let pass, and of
     the same host how its certificate is looked at and who it is told sends.
     """
@@ -34,17 +36,32 @@ def smart_host_on(values: Mapping[str, object]) -> Edit:
         there = document.get("smart_host")
         before = document.unwrap().get("smart_host")
         kept = _kept(before, values) if isinstance(before, dict) else {}
-        section = tomlkit.table()
-        for key, value in {**kept, **values}.items():
-            section[key] = value
-        if isinstance(there, Table):
-            if tail := _cut_tail(there):
-                section.add(tomlkit.ws(tail))
-        elif there is not None:
+        wanted = {**kept, **values}
+        if isinstance(there, AbstractTable) and isinstance(before, dict):
+            _set_to(there, before, wanted)
+            return
+        if there is not None:
             del document["smart_host"]
+        section = tomlkit.table()
+        section.update(wanted)
         document["smart_host"] = section
 
     return edit
+
+
+def _set_to(
+    section: AbstractTable, before: Mapping[str, object], wanted: Mapping[str, object]
+) -> None:
+    """Change a section in its place: what stays keeps its line and its comment."""
+    tail = _cut_tail(section) if isinstance(section, Table) else ""
+    for key in before:
+        if key not in wanted:
+            del section[key]
+    for key, value in wanted.items():
+        if key not in before or before[key] != value:
+            section[key] = value
+    if tail:
+        section.value.body.append((None, tomlkit.ws(tail)))
 
 
 def _kept(
@@ -120,7 +137,8 @@ def edited(path: Path, edit: Edit) -> tuple[MailTable, str]:
     try:
         if path.exists():
             load(path)
-        document = tomlkit.parse(path.read_text()) if path.exists() else TOMLDocument()
+        there = path.exists()
+        document = tomlkit.parse(path.read_text("utf-8")) if there else TOMLDocument()
     except (OSError, tomlkit.exceptions.ParseError) as error:
         raise MailError(f"{path}: {error}") from None
     try:
@@ -138,35 +156,19 @@ def edited(path: Path, edit: Edit) -> tuple[MailTable, str]:
     return parse(text, str(path)), text
 
 
-def write(path: Path, text: str) -> Callable[[], None]:
-    """Replace mail.toml, and give what puts the old one back; raises NotWritten."""
-    new = path.with_name(f".{path.name}.new")
-    try:
-        old = path.read_bytes() if path.exists() else None
-        mode = _MODE if old is None else stat.S_IMODE(path.stat().st_mode)
-        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        _replace(path, new, text.encode(), mode)
-    except OSError as error:
-        raise NotWritten(
-            f"{error.filename or path}: {error.strerror}",
-            hint="is the disk full, or mounted read-only?",
-        ) from None
-
-    def back() -> None:
-        if old is None:
-            path.unlink(missing_ok=True)
-        else:
-            _replace(path, new, old, mode)
-
-    return back
+def written(path: Path, text: str) -> list[Target]:
+    """Give how mail.toml is replaced; nothing where that is its text already."""
+    raw, path = text.encode(), path.absolute()
+    if path.exists() and path.read_bytes() == raw:
+        return []
+    make_folder(path.parent, 0o755)
+    return [Target(path, raw, _MODE, keep_mode=True)]
 
 
-def _replace(path: Path, new: Path, raw: bytes, mode: int) -> None:
-    new.unlink(missing_ok=True)
-    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with open(fd, "wb") as stream:
-        stream.write(raw)
-        stream.flush()
-        os.fchmod(fd, mode)
-        os.fsync(fd)
-    new.replace(path)
+def with_password(table: MailTable, text: str) -> tuple[MailTable, Target]:
+    """Give the table with what its password file is to hold, and that file."""
+    host = table.smart_host
+    assert host and host.password and host.password.file
+    password = replace(host.password, given=text)
+    table = replace(table, smart_host=replace(host, password=password))
+    return table, Target(host.password.file, f"{text}\n".encode(), 0o600)

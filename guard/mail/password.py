@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from guard.errors import MailError
@@ -21,16 +21,22 @@ CREDENTIAL = re.compile(r"(?!\.)[A-Za-z0-9._-]{1,255}")
 
 @dataclass(frozen=True, slots=True)
 class Password:
-    """A file, or the name of a systemd credential; one of the two."""
+    """A file, or the name of a systemd credential; one of the two.
+
+    given: what that file is to hold and does not yet.
+    """
 
     file: Path | None = None
     credential: str | None = None
+    given: str | None = field(default=None, repr=False)
 
     def __str__(self) -> str:
         return str(self.file) if self.file else f"systemd credential {self.credential}"
 
     def read(self) -> str:
         """Give the password; raises MailError with what is wrong with its place."""
+        if self.given is not None:
+            return self.given
         if self.credential is not None:
             return _read(self._credential(self.credential), secret=False)
         assert self.file

@@ -222,28 +222,44 @@ def unpinned(postfix: Postfix, smart_host: SmartHost) -> Iterator[str]:
         policy = load(file) if file.exists() else None
         if policy and any(rule.smart for rule in policy.rules):
             return
+        relay = smart_host.relay.text
+        if policy is None:
+            yield (
+                f"smart_host: nothing keeps Postfix to {relay}: there is no policy"
+                f" {file}; guardctl policy init, then pin = true"
+            )
+            return
+        of_it = f'include = ["{SHIPPED}"] in place of "postfix" in {file}'
+        if postfix.config_dir == DEFAULT_CONFIG_DIR:
+            how = f"pin = true, or {of_it}, leaves"
+        else:  # not the one whose relayhost is followed
+            how = f'{of_it}, and {KEY} = "{relay}", leave'
         yield (
-            "smart_host: the guard lets Postfix connect anywhere; pin = true, or"
-            f' include = ["{SHIPPED}"] in place of "postfix" in {file}, leaves it'
-            f" {smart_host.relay.text} alone"
+            "smart_host: the guard lets Postfix connect anywhere;"
+            f" {how} it {relay} alone"
         )
 
 
-def denied(postfix: Postfix, table: MailTable, transport_maps: str) -> list[str]:
-    """Name the ways of Postfix that lead past the smart host, which pin would deny.
+def around(table: MailTable) -> list[str]:
+    """Name the transports of mail.toml that lead past the smart host."""
+    return [
+        f"transports: {domain} {transports.as_written(table.transports[domain])}"
+        for domain in transports.around(table.transports)
+    ]
+
+
+def others(postfix: Postfix, transport_maps: str) -> list[str]:
+    """Name the ways of Postfix that lead past it, which pin would deny as well.
 
     transport_maps is what others have in it.
     """
-    found = [
-        f"transports: {domain} {table.transports[domain]}"
-        for domain in transports.around(table.transports)
-    ]
-    if transport_maps:
-        found.append(f"transport_maps = {transport_maps}")
-    for name in _WAYS:
-        if value := postfix.value(name):
-            found.append(f"{name} = {value}")
-    return found
+    values = {transports.TRANSPORT_MAPS: transport_maps}
+    values |= {name: postfix.value(name) for name in _WAYS}
+    default = postfix.value("default_transport")
+    # trivial-rewrite(8) asks for relayhost where that names no next hop
+    if default.partition(":")[2] and not default.startswith(("error:", "discard:")):
+        values["default_transport"] = default
+    return [f"{name} = {value}" for name, value in values.items() if value]
 
 
 def _addresses(smart_host: SmartHost) -> str:

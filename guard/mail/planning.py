@@ -111,6 +111,7 @@ def make_plan(postfix: Postfix, table: MailTable) -> Plan:
     values: dict[str, str | None] = {**there, **services, **plan.main, **plan.master}
     _leave_named(plan, postfix, values)
     _notes(plan, table)
+    plan.notes += _outweighed(postfix, want)
     _pin(plan, postfix, table)
     return plan
 
@@ -259,7 +260,7 @@ def _leave_named(
 
 def _text(path: Path) -> str | None:
     try:
-        return path.read_text(errors="surrogateescape")
+        return path.read_text("utf-8", "surrogateescape")
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -304,7 +305,9 @@ def _pairs(text: str) -> str:
 def _pin(plan: Plan, postfix: Postfix, table: MailTable) -> None:
     host = table.smart_host
     found = plan.pin = pin.pin_of(postfix, host, plan.was.pinned)
+    ways = _ways_around(plan, postfix) if host else []
     if host and not host.pin:
+        plan.notes += [f"smart_host: mail may go past it by {way}" for way in ways]
         plan.notes += pin.unpinned(postfix, host)
     if found is None:
         return
@@ -322,11 +325,7 @@ def _pin(plan: Plan, postfix: Postfix, table: MailTable) -> None:
     if host and host.pin:
         if found.changes or "relayhost" in plan.main:
             plan.notes += pin.examine(found, postfix, host)
-        ours = [m for m in plan.state.members if m == transports.TRANSPORT_MAPS]
-        kept = plan.state.members[ours[0]] if ours else None
-        text = _will_be(postfix, plan, transports.TRANSPORT_MAPS)
-        others = relaying.without(text, kept.element) if kept else text
-        plan.denied = pin.denied(postfix, table, others)
+        plan.denied = [*pin.around(table), *ways]
         plan.state.denied = plan.denied
         plan.notes += [f"pin: denied is what goes by {way}" for way in plan.denied]
     if found.changes and postfix.guard.is_pending(found.file):
@@ -334,6 +333,13 @@ def _pin(plan: Plan, postfix: Postfix, table: MailTable) -> None:
             f"pin: {found.file} has changes that are not in force, and would be then",
             hint="guardctl policy apply, if they are meant",
         )
+
+
+def _ways_around(plan: Plan, postfix: Postfix) -> list[str]:
+    """Name the settings of others that lead past a smart host."""
+    kept = plan.state.members.get(transports.TRANSPORT_MAPS)
+    text = _will_be(postfix, plan, transports.TRANSPORT_MAPS)
+    return pin.others(postfix, relaying.without(text, kept.element) if kept else text)
 
 
 # ---- words
@@ -350,6 +356,17 @@ def _notes(plan: Plan, table: MailTable) -> None:
         plan.notes.append(
             f"transports: mail for {domain} does not go through the smart host"
         )
+
+
+def _outweighed(postfix: Postfix, want: Wanted) -> Iterator[str]:
+    """Name what a service of master.cf sets for itself, which is not touched."""
+    for service, settings in postfix.overrides().items():
+        for name, value in settings.items():
+            if service in want.services or value == want.parameters.get(name, value):
+                continue
+            yield (
+                f"{MASTER}: {service} has -o {name}={value}, which outweighs the table"
+            )
 
 
 def diff(change: Change) -> Iterator[str]:

@@ -135,7 +135,8 @@ class Postfix:
         """
         kind = f"{self.map_kind()}:{text}"
         if self.map_kind() in _NO_SEQUENCE:
-            words = [line.split(None, 1) for line in text.read_text().splitlines()]
+            lines = text.read_text("utf-8", "surrogateescape").splitlines()
+            words = [line.split(None, 1) for line in lines]
             keys = "".join(f"{word[0].lower()}\n" for word in words if word)
             done = self._call("postmap", "-q", "-", kind, config_dir=None, text=keys)
         else:
@@ -199,13 +200,15 @@ class Postfix:
         self, program: str, *arguments: str, config_dir: Path | None, text: str = ""
     ) -> subprocess.CompletedProcess[str]:
         """Run one of Postfix's programs; what it writes goes nowhere else."""
-        argv = [program, "-c", str(config_dir or self.config_dir), *arguments]
+        words = (program, "-c", str(config_dir or self.config_dir), *arguments)
+        # whatever the locale: files of Postfix hold any bytes
+        argv = [word.encode(errors="surrogateescape") for word in words]
         try:
             return subprocess.run(
                 argv,
                 input=text,
                 capture_output=True,
-                text=True,
+                encoding="utf-8",
                 errors="surrogateescape",
                 env={"PATH": _PATH, "LC_ALL": "C"},
                 timeout=_SECONDS,

@@ -9,12 +9,15 @@ import hmac
 import smtplib
 import socket
 import ssl
+import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
+from io import BufferedIOBase
 from pathlib import Path
 from typing import Any
 
 from guard.checks import Check, State, good
-from guard.mail.nexthop import Asking, End, next_hops, resolve
+from guard.mail.nexthop import Asking, Clock, End, next_hops, resolve
 from guard.mail.table import SUBMISSIONS, SmartHost
 from guard.text import address
 
@@ -26,7 +29,9 @@ _BUNDLES = (
     Path("/etc/ssl/ca-bundle.pem"),
 )
 _CHALLENGES = 5  # of one AUTH, as smtplib
-_SECONDS = 20.0  # for each step; Postfix has 30 for the connect, postconf(5)
+SECONDS = 30  # of a test in all; Postfix has that for the connect alone, postconf(5)
+_MOST = 1 << 16  # bytes that a relay says in one test; smtplib takes what comes
+_STEPS = {"ehlo": "EHLO", "helo": "HELO", "STARTTLS": "STARTTLS", "AUTH": "AUTH"}
 # openssl-verify(1) of OpenSSL: self signed, alone or in a chain; a name that differs.
 _SELF_SIGNED = (18, 19)
 _NO_ISSUER = (20, 21)
@@ -75,17 +80,48 @@ def auth_text(smart_host: SmartHost, password: str) -> str:
 # ---- the handshake
 
 
+class _Lines:
+    """What the relay says, line by line, up to a limit."""
+
+    def __init__(self, file: BufferedIOBase) -> None:
+        self._file = file
+        self._left = _MOST
+        self.close = file.close
+
+    def readline(self, most: int) -> bytes:
+        line = self._file.readline(most)
+        self._left -= len(line)
+        if self._left < 0:
+            raise OSError(f"it says more than {_MOST >> 10} KiB, and goes on")
+        return line
+
+
 class _Session(smtplib.SMTP):
     """SMTP over a socket that is connected already; passwords are UTF-8."""
 
     _auth_challenge_count = 0  # smtplib's auth_login() looks at it
 
-    def __init__(self, connected: socket.socket, host: str, name: str) -> None:
+    def __init__(
+        self, connected: socket.socket, host: str, name: str, clock: Clock
+    ) -> None:
         self._connected = connected
-        super().__init__(host, 1, name, timeout=_SECONDS)  # the port is not used
+        self._clock = clock
+        clock.at = "the greeting"
+        super().__init__(host, 1, name)  # the port is not used
 
     def _get_socket(self, host: str, port: int, timeout: float) -> socket.socket:
         return self._connected
+
+    def getreply(self) -> tuple[int, bytes]:
+        """Have no end of lines fill the memory."""
+        if self.file is None and self.sock:
+            self.file = _Lines(self.sock.makefile("rb"))
+        return super().getreply()
+
+    def putcmd(self, cmd: str, args: str = "") -> None:
+        """Keep which step it is; what answers a challenge is none."""
+        self._clock.at = _STEPS.get(cmd, self._clock.at)
+        super().putcmd(cmd, args)
 
     def auth(
         self, mechanism: str, authobject: Any, *, initial_response_ok: bool = True
@@ -116,14 +152,20 @@ def _base64(text: str) -> str:
 
 
 def test(
-    smart_host: SmartHost, password: str, hostname: str, asking: Asking
+    smart_host: SmartHost,
+    password: str,
+    hostname: str,
+    asking: Asking,
+    seconds: float = SECONDS,
 ) -> Iterator[Check]:
     """Resolve, connect, shake hands and log in as Postfix would; QUIT before MAIL.
 
-    hostname is what we greet with (myhostname). Ends with the first step that fails.
+    hostname is what we greet with (myhostname). Ends with the first step that fails,
+    after so many seconds whatever the relay does.
     """
-    hosts = list(next_hops(smart_host.relay, asking))
-    found, failures = resolve(hosts, smart_host.relay.port, asking)
+    clock = Clock(seconds)
+    hosts = list(next_hops(smart_host.relay, asking, clock))
+    found, failures = resolve(hosts, smart_host.relay.port, asking, clock)
     if not found:
         yield Check(
             "name",
@@ -135,29 +177,62 @@ def test(
     shown = ", ".join(address(where) for _, where in found[:4])
     yield good("name", f"{smart_host.relay.text} is {shown}")
     try:
-        host, connected = _connect(found)
+        host, connected = _connect(found, clock)
     except OSError as error:
-        yield _not_connected(shown, error)
+        yield _not_connected(shown, error, clock)
         return
     yield good("connect", f"{host} answers at {address(connected.getpeername()[:2])}")
     with contextlib.ExitStack() as stack:
-        stack.callback(connected.close)
-        yield from _talk(smart_host, password, hostname, (host, connected), stack)
+        _end_in_time(connected, clock, stack)
+        talk = _Talk(smart_host, hostname, host, clock)
+        yield from _talk(talk, password, connected, stack)
 
 
-def _connect(found: list[End]) -> tuple[str, socket.socket]:
-    """Give the first that answers; raises the OSError of the first that does not."""
+def _connect(found: list[End], clock: Clock) -> tuple[str, socket.socket]:
+    """Give the first that answers; raises the OSError of the first that does not.
+
+    Each has an equal part of the time, so that one that says nothing does not use it
+    up, and the last one all that is left.
+    """
     first: OSError | None = None
-    for host, where in found:
+    for n, (host, where) in enumerate(found):
+        if clock.is_over():
+            break
         try:
-            return host, socket.create_connection(where, timeout=_SECONDS)
+            return host, _connected(where, clock.left() / (len(found) - n))
         except OSError as error:
             first = first or error
-    assert first
-    raise first
+    raise first or TimeoutError
 
 
-def _not_connected(shown: str, error: OSError) -> Check:
+def _connected(where: tuple[str, int], seconds: float) -> socket.socket:
+    connected = socket.create_connection(where, timeout=seconds)
+    connected.settimeout(None)  # _end_in_time()
+    return connected
+
+
+def _end_in_time(
+    connected: socket.socket, clock: Clock, stack: contextlib.ExitStack
+) -> None:
+    """Have a connection end when time is up, and be closed with the stack.
+
+    A limit for each read would not do: one byte now and then keeps them all.
+    """
+    stack.callback(connected.close)
+    twin = connected.dup()  # TLS takes the socket itself over
+    stack.callback(twin.close)
+    timer = threading.Timer(clock.left(), _shut, (twin,))
+    timer.daemon = True
+    timer.start()
+    stack.callback(timer.cancel)
+
+
+def _shut(connected: socket.socket) -> None:
+    with contextlib.suppress(OSError):  # it has ended by itself
+        connected.shutdown(socket.SHUT_RDWR)
+
+
+def _not_connected(shown: str, error: OSError, clock: Clock) -> Check:
     remedy = "see whether a firewall is in the way, and whether the port is right"
     if isinstance(error, PermissionError):
         remedy = (
@@ -165,7 +240,7 @@ def _not_connected(shown: str, error: OSError) -> Check:
             " mail-test.service in a rule, and systemd-run --unit mail-test --pipe"
             " --wait guardctl mail smart-host test"
         )
-    what = error.strerror or "no answer in time"
+    what = error.strerror or f"no answer within {clock.seconds:g} s"
     return Check("connect", State.BAD, f"{shown}: {what}", remedy)
 
 
@@ -181,30 +256,39 @@ def _context(smart_host: SmartHost, checked: bool) -> ssl.SSLContext:
     return context
 
 
+@dataclass(frozen=True, slots=True)
+class _Talk:
+    """Who talks with whom, and for how long."""
+
+    smart_host: SmartHost
+    hostname: str  # what we greet with
+    host: str
+    clock: Clock
+
+
 def _talk(
-    smart_host: SmartHost,
+    talk: _Talk,
     password: str,
-    hostname: str,
-    peer: tuple[str, socket.socket],
+    connected: socket.socket,
     stack: contextlib.ExitStack,
 ) -> Iterator[Check]:
-    host, connected = peer
+    smart_host, clock = talk.smart_host, talk.clock
     try:
         context = _context(smart_host, checked=True)
         where = connected.getpeername()[:2]
         try:
-            session = _greet(smart_host, hostname, host, connected, context)
+            session = _greet(talk, connected, context)
         except ssl.SSLCertVerificationError as error:
             yield _certificate(smart_host, error)
             if smart_host.tls in CHECKED:
                 return
-            connected = socket.create_connection(where, timeout=_SECONDS)
-            stack.callback(connected.close)
+            connected = _connected(where, clock.left())
+            _end_in_time(connected, clock, stack)
             context = _context(smart_host, checked=False)
-            session = _greet(smart_host, hostname, host, connected, context)
+            session = _greet(talk, connected, context)
         else:
             if isinstance(session.sock, ssl.SSLSocket):
-                yield good("certificate", f"is that of {host}, and trusted")
+                yield good("certificate", f"is that of {talk.host}, and trusted")
         stack.callback(_quit, session)
         if isinstance(session.sock, ssl.SSLSocket):
             cipher = session.sock.cipher() or ("?",)
@@ -214,25 +298,22 @@ def _talk(
             "certificate", State.BAD, str(error), "correct ca_file in mail.toml"
         )
     except (OSError, smtplib.SMTPException) as error:
-        remedy = _tls_remedy(smart_host, error)
-        yield Check("tls", State.BAD, _words(error), remedy)
+        yield _late("tls", clock) or Check(
+            "tls", State.BAD, _words(error), _tls_remedy(smart_host, error)
+        )
     else:
-        yield _login(session, smart_host, password)
+        yield _login(session, smart_host, password, clock)
 
 
-def _greet(
-    smart_host: SmartHost,
-    hostname: str,
-    host: str,
-    connected: socket.socket,
-    context: ssl.SSLContext,
-) -> _Session:
+def _greet(talk: _Talk, connected: socket.socket, context: ssl.SSLContext) -> _Session:
     """Give a session that has what TLS the level asks for."""
+    smart_host = talk.smart_host
     # secure: the name is the one that the admin wrote, not one that DNS gave
-    name = smart_host.relay.host if smart_host.tls == "secure" else host
+    name = smart_host.relay.host if smart_host.tls == "secure" else talk.host
     if smart_host.relay.port == SUBMISSIONS:
+        talk.clock.at = "the TLS handshake"
         connected = context.wrap_socket(connected, server_hostname=name)
-    session = _Session(connected, name, hostname)
+    session = _Session(connected, name, talk.hostname, talk.clock)
     session.ehlo_or_helo_if_needed()
     offered = session.has_extn("starttls")
     wants = smart_host.tls != "none" and (smart_host.tls != "may" or offered)
@@ -240,6 +321,16 @@ def _greet(
         session.starttls(context=context)
         session.ehlo()
     return session
+
+
+def _late(name: str, clock: Clock) -> Check | None:
+    """Say what was waited for when time was up; None: it is not."""
+    if not clock.is_over():
+        return None
+    what = f"not done within {clock.seconds:g} s: it waited for {clock.at}"
+    remedy = "is it the relay's port? 465 is TLS from the first byte, others STARTTLS;"
+    remedy += " a relay that is slow has longer with --timeout SECONDS"
+    return Check(name, State.BAD, what, remedy)
 
 
 def _certificate(smart_host: SmartHost, error: ssl.SSLCertVerificationError) -> Check:
@@ -275,7 +366,7 @@ def _tls_remedy(smart_host: SmartHost, error: Exception) -> str:
         return "the relay refuses this host: ask its administrator"
     if smart_host.relay.port == SUBMISSIONS:
         return "this port is TLS from the first byte: is it the relay's?"
-    if isinstance(error, TimeoutError | smtplib.SMTPServerDisconnected):
+    if isinstance(error, smtplib.SMTPServerDisconnected):
         return (
             "is it the relay's port? At 465 TLS is from the first byte, and STARTTLS at"
             " the others"
@@ -283,27 +374,31 @@ def _tls_remedy(smart_host: SmartHost, error: Exception) -> str:
     return "the relay must offer STARTTLS at this port; 465 is TLS from the first byte"
 
 
-def _login(session: _Session, smart_host: SmartHost, password: str) -> Check:
+def _login(
+    session: _Session, smart_host: SmartHost, password: str, clock: Clock
+) -> Check:
     if not smart_host.user:
         return Check("login", State.NOTE, "mail.toml has no user: none was tried")
     try:
         session.login(smart_host.user, password)
-    except smtplib.SMTPAuthenticationError as error:
-        if 400 <= error.smtp_code < 500:
-            what = f"user {smart_host.user} not accepted now: {_words(error)}"
-            return Check("login", State.BAD, what, "try again, or ask who runs it")
-        return Check(
-            "login",
-            State.BAD,
-            f"user {smart_host.user} refused: {_words(error)}",
-            "guardctl mail smart-host set, with the right user and password",
-        )
-    except smtplib.SMTPNotSupportedError as error:
-        return Check("login", State.BAD, str(error), "is this the port for submission?")
     except (OSError, ValueError, smtplib.SMTPException) as error:
-        # ValueError: its challenge is no base64
-        return Check("login", State.BAD, _words(error), "ask the relay's administrator")
+        return _late("login", clock) or _not_logged_in(smart_host, error)
     return good("login", f"user {smart_host.user} accepted; no mail was sent")
+
+
+def _not_logged_in(smart_host: SmartHost, error: Exception) -> Check:
+    user, said = smart_host.user, _words(error)
+    if isinstance(error, smtplib.SMTPAuthenticationError):
+        what = f"user {user} refused: {said}"
+        remedy = "guardctl mail smart-host set, with the right user and password"
+        if 400 <= error.smtp_code < 500:
+            what = f"user {user} not accepted now: {said}"
+            remedy = "try again, or ask who runs it"
+    elif isinstance(error, smtplib.SMTPNotSupportedError):
+        what, remedy = said, "is this the port for submission?"
+    else:  # a ValueError: its challenge is no base64
+        what, remedy = said, "ask the relay's administrator"
+    return Check("login", State.BAD, what, remedy)
 
 
 def _quit(session: _Session) -> None:
@@ -314,9 +409,6 @@ def _quit(session: _Session) -> None:
 def _words(error: Exception) -> str:
     if isinstance(error, smtplib.SMTPResponseException):
         return f"{error.smtp_code} {_text(error.smtp_error)}"
-    # smtplib makes a text of the error of a read(2)
-    if isinstance(error, TimeoutError) or "timed out" in str(error):
-        return f"no answer within {_SECONDS:.0f} s"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return str(error) or type(error).__name__

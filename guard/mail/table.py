@@ -12,6 +12,7 @@ from guard.errors import MailTableError
 from guard.mail.password import CREDENTIAL, Password
 from guard.policy import Problem
 from guard.policy.fields import Table
+from guard.policy.smarthost import address_of
 from guard.policy.source import Problems, Source, TooMany, from_file, from_text
 
 DEFAULT_TABLE = Path("/etc/smtp-guard/mail.toml")
@@ -24,8 +25,9 @@ _KEYS = (
     *("smart_host", "transports", "relay_mynetworks"),
     *("client_port_logging", "authorized_submit_users"),
 )
+_PASSWORD_KEYS = ("password_file", "password_credential")
 _SMART_HOST_KEYS = (
-    *("preset", "host", "user", "password_file", "password_credential"),
+    *("preset", "host", "user", *_PASSWORD_KEYS),
     *("tls", "ca_file", "authenticated_header", "pin"),
 )
 _NAME = re.compile(
@@ -42,7 +44,7 @@ _PATTERN = re.compile(
 )
 _TRANSPORT = re.compile(r"(?P<name>[A-Za-z0-9_-]+)(?::(?P<rest>.*))?")
 _BY_SMTP = ("smtp", "relay", "oneshot", "relaylim")  # what others do, we cannot know
-_NEXT_HOP = re.compile(r"(?:\[[^][\s]+\]|[^][\s]+?)(?::(?P<port>\w+))?")
+_NEXT_HOP = re.compile(r"(?:\[(?P<exact>[^][\s]+)\]|[^][\s]+?)(?::(?P<port>\w+))?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +124,11 @@ def _table(top: Table, problems: Problems) -> MailTable:
 
 
 def _smart_host(top: Table) -> SmartHost | None:
-    if top.data.get("smart_host", False) is False:
+    value = top.data.get("smart_host", False)
+    if value is False:
+        return None
+    if not isinstance(value, dict):
+        top.error("smart_host", "is not a section", "write [smart_host], or false")
         return None
     table = top.section("smart_host", _SMART_HOST_KEYS)
     relay = _host(table)
@@ -143,14 +149,20 @@ def _smart_host(top: Table) -> SmartHost | None:
 def _host(table: Table) -> Relay | None:
     if "preset" in table.data:
         table.choice("preset", ("mailchannels",))
-    text = _one_text(table, "host")
-    if text is None and "host" not in table.data:
-        if "preset" in table.data:
+        if "host" not in table.data:
             return relay_of(MAILCHANNELS)
+        table.error(
+            "host",
+            f"and preset, which is {MAILCHANNELS}",
+            "keep one of the two; a preset at another port is its host with the port",
+        )
+    elif "host" not in table.data:
         table.error("", "host is missing", 'add host = "[mail.relay.example]:587"')
+    text = _one_text(table, "host")
+    if text is None:
         return None
     try:
-        return relay_of(text or "")
+        return relay_of(text)
     except ValueError as error:
         table.error(
             "host", str(error), 'write "[mail.relay.example]:587"; without [] by MX'
@@ -163,20 +175,40 @@ def relay_of(text: str) -> Relay:
     found = _RELAY.fullmatch(text)
     if not found:
         raise ValueError("is not host, host:port, [host] or [host]:port")
-    host = found["exact"] or found["name"]
     port = int(found["port"] or 25)  # postconf(5), relayhost
     if not 1 <= port <= 65535:
         raise ValueError(f"{port} is not a TCP port")
+    if found["exact"]:
+        return Relay(text, _exact(found["exact"]), port, by_mx=False)
+    host = found["name"]
+    if not _NAME.fullmatch(host):
+        raise ValueError("is not the name of a host")
+    if address_of(host):
+        raise ValueError("an address stands in brackets")
+    return Relay(text, host, port, by_mx=True)
+
+
+def _exact(text: str) -> str:
+    """Give what stands in brackets, a name or an address, as smtp(8) reads it.
+
+    Raises ValueError for what it ends on, which holds up all mail of the transport.
+    """
+    prefix = text[:5].lower() == "ipv6:"  # in any case
+    host = text[5:] if prefix else text
     try:
-        ipaddress.ip_address(host.removeprefix("ipv6:"))
-        host = host.removeprefix("ipv6:")
+        found = ipaddress.ip_address(host)
     except ValueError:
-        if not _NAME.fullmatch(host):
+        if prefix or not _NAME.fullmatch(host):
             raise ValueError("is not the name or address of a host") from None
-    else:
-        if not found["exact"]:
-            raise ValueError("an address stands in brackets")
-    return Relay(text, host, port, by_mx=not found["exact"])
+        return host
+    if prefix and found.version == 4:
+        raise ValueError(f"{host} is no IPv6 address: leave ipv6: out")
+    if "%" in host:
+        raise ValueError(
+            f"{host} has a zone, which Postfix does not take: write an address that"
+            " needs none"
+        )
+    return host
 
 
 def _password(table: Table, user: str) -> Password | None:
@@ -189,13 +221,15 @@ def _password(table: Table, user: str) -> Password | None:
     if file and credential:
         table.error("password_file", "and password_credential", "keep one of the two")
     given = file or credential
-    if user and not given:
+    # whatever they are: what is wrong with them is told once
+    keys = table.data.keys()
+    if "user" in keys and keys.isdisjoint(_PASSWORD_KEYS):
         table.error(
             "user",
             "has no password",
             "add password_file, or password_credential for one of systemd's",
         )
-    if given and not user:
+    if given and "user" not in keys:
         table.error("", "there is a password and no user", 'add user = "..."')
     if re.search(r"[:\s]|[^\x21-\x7e]", user):
         table.error(
@@ -273,6 +307,8 @@ def _look_at_next_hops(rest: str) -> None:
         found = _NEXT_HOP.fullmatch(hop.strip())
         if not found:
             raise ValueError(f"{hop.strip()!r} is no host, host:port or [host]:port")
+        if found["exact"]:
+            _exact(found["exact"])
         port = found["port"]
         if port and port.isdigit() and not 0 < int(port) < 65536:
             raise ValueError(f"there is no port {port}")

@@ -3,22 +3,27 @@
 
 The new ones are whole on the disk beside the old ones, and each old one has a second
 name, before the first is replaced. A journal names them until all is done; who finds
-it later gives the old ones their names back. That takes no room on the disk.
+it later gives the old ones their names back. That takes no room on the disk. A list of
+them is there for longer, from before the first of those names is made until the last
+is gone; who finds it alone removes what is left.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from guard.errors import MailError, MailNotApplied
-from guard.mail.state import read_private
+from guard.mail.state import read_private, sha256
 
-JOURNAL = "journal.json"
+JOURNAL, TOUCHED = "journal.json", "touched.json"
 _NEW, _OLD = ".smtp-guard-new", ".smtp-guard-old"
+_EDITED = ".smtp-guard-edited"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +48,11 @@ def commit(
     called, and the error goes on; OSError becomes MailNotApplied.
     """
     try:
+        paths = [str(target.path) for target in targets]
+        write_private(folder / TOUCHED, json.dumps(paths).encode())
         _prepare(folder, targets)
     except OSError as error:
-        _clean(target.path for target in targets)
+        _undo(folder)
         raise not_applied(error, folder) from None
     try:
         for target in targets:
@@ -59,15 +66,17 @@ def commit(
         raise
     (folder / JOURNAL).unlink()
     _sync(folder)
-    _clean(target.path for target in targets)
+    with contextlib.suppress(OSError):  # it is done; the list of them stays
+        _tidy(folder)
 
 
 def not_applied(error: OSError, folder: Path) -> MailNotApplied:
     """Say what could not be written, by default in folder: all is as before."""
-    return MailNotApplied(
-        f"{error.filename or folder}: {error.strerror}",
-        hint="is the disk full, or mounted read-only?",
-    )
+    place = _of_whom(str(error.filename or folder))
+    hint = "is the disk full, or mounted read-only?"
+    if isinstance(error, PermissionError):  # of root
+        hint = f"is it immutable (lsattr {place}), or what does the audit log say?"
+    return MailNotApplied(f"{place}: {error.strerror}", hint=hint)
 
 
 def _undo(folder: Path) -> None:
@@ -80,36 +89,89 @@ def _undo(folder: Path) -> None:
         ) from None
 
 
+def make_folder(path: Path, mode: int) -> None:
+    """Make a folder where there is none, of that mode whatever umask root has.
+
+    Raises OSError.
+    """
+    if not path.is_dir():
+        path.mkdir(mode=mode, parents=True, exist_ok=True)
+        path.chmod(mode)
+
+
 def pending(folder: Path) -> bool:
     """Tell whether somebody was killed in the midst of it."""
-    return (folder / JOURNAL).exists()
+    paths = (folder / JOURNAL, folder / TOUCHED)
+    return any(x.exists() for path in paths for x in (path, _beside(path, _NEW)))
 
 
 def roll_back(folder: Path) -> list[str]:
-    """Give every old file its name back; give their names. May be begun again."""
-    raw = read_private(folder / JOURNAL)
-    if raw is None:
-        return []
+    """Give every old file its name back; give their names. May be begun again.
+
+    What somebody wrote into one since stays beside it, and is in that list.
+    """
+    restored = _restore(folder)
+    _tidy(folder)
+    return restored
+
+
+def _tidy(folder: Path) -> None:
+    """Remove all second names, and then the list of them."""
+    raw = read_private(folder / TOUCHED)
+    with _sense(folder / TOUCHED):
+        _clean([Path(path) for path in json.loads(raw or b"[]")])
+    _clean(folder / name for name in (JOURNAL, TOUCHED))
+    (folder / TOUCHED).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _sense(path: Path) -> Iterator[None]:
     try:
-        entries = [(Path(e["path"]), bool(e["existed"])) for e in json.loads(raw)]
+        yield
     except (ValueError, KeyError, TypeError):
         raise MailError(
-            f"{folder / JOURNAL}: makes no sense",
+            f"{path}: makes no sense",
             hint=f"compare main.cf and the files *{_OLD} beside it by hand, then"
             " remove it",
         ) from None
-    for path, existed in reversed(entries):
+
+
+def _restore(folder: Path) -> list[str]:
+    raw = read_private(folder / JOURNAL)
+    if raw is None:
+        return []
+    with _sense(folder / JOURNAL):
+        entries = [
+            (Path(e["path"]), bool(e["existed"]), str(e["new"]))
+            for e in json.loads(raw)
+        ]
+    edited = []
+    for path, existed, new in reversed(entries):
         old = _beside(path, _OLD)
+        if existed and not old.exists():
+            continue  # it has its name back
+        if _is_edited(path, old, new):
+            edited.append(path.with_name(path.name + _EDITED))
+            edited[-1].unlink(missing_ok=True)
+            os.link(path, edited[-1])
         if not existed:
             path.unlink(missing_ok=True)
-        elif old.exists():
+        else:
             os.replace(old, path)  # does nothing where both are one file, rename(2)
         if path.parent.exists():
             _sync(path.parent)
     (folder / JOURNAL).unlink()
     _sync(folder)
-    _clean(path for path, _ in entries)
-    return [str(path) for path, _ in entries]
+    return [str(path) for path, _, _ in entries] + [
+        f"{path} has what somebody wrote since" for path in edited
+    ]
+
+
+def _is_edited(path: Path, old: Path, new: str) -> bool:
+    """Tell whether a file is neither the old one nor, by sha256, the new one."""
+    if not path.exists() or (old.exists() and path.samefile(old)):
+        return False
+    return sha256(path.read_bytes()) != new
 
 
 def write_private(path: Path, data: bytes) -> None:
@@ -131,7 +193,11 @@ def _prepare(folder: Path, targets: Sequence[Target]) -> None:
         if old:
             os.link(target.path, _beside(target.path, _OLD))
     entries = [
-        {"path": str(target.path), "existed": _status(target.path) is not None}
+        {
+            "path": str(target.path),
+            "existed": _status(target.path) is not None,
+            "new": "" if target.data is None else sha256(target.data),
+        }
         for target in targets
     ]
     write_private(folder / JOURNAL, json.dumps(entries).encode())
@@ -168,11 +234,18 @@ def _write(path: Path, data: bytes, mode: int, like: os.stat_result | None) -> N
 def _clean(paths: Iterable[Path]) -> None:
     for path in paths:
         for suffix in (_NEW, _OLD):
-            _beside(path, suffix).unlink(missing_ok=True)
+            # a read-only file system refuses to remove even what is not there
+            if _status(_beside(path, suffix)):
+                _beside(path, suffix).unlink(missing_ok=True)
 
 
 def _beside(path: Path, suffix: str) -> Path:
     return path.with_name(f".{path.name}{suffix}")
+
+
+def _of_whom(path: str) -> str:
+    """Give the file that a name beside it belongs to."""
+    return re.sub(rf"/\.([^/]+)(?:{_NEW}|{_OLD})$", r"/\1", path)
 
 
 def _sync(folder: Path) -> None:

@@ -37,6 +37,12 @@ def used(transports: Mapping[str, str]) -> set[str]:
     return {value.partition(":")[0] for value in transports.values()}
 
 
+def as_written(value: str) -> str:
+    """Give a transport as one writes it: relaylim, not relaylim: for no next hop."""
+    name, _, rest = value.partition(":")
+    return value if rest else name
+
+
 def services(
     transports: Mapping[str, str], filter_file: Path, smtp: str
 ) -> dict[str, str]:

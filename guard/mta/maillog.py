@@ -11,6 +11,7 @@ import gzip
 import pwd
 import re
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -130,28 +131,51 @@ _EXIM_TIME = re.compile(
 )
 
 
+_WHICH = (
+    "name the mail log: maillog_file of Postfix, or syslog's mail.log; without --log"
+    " the journal is read"
+)
+
+
 def files(paths: Sequence[Path]) -> Log:
     """Read log files, packed by gzip(1) or not, in the order given.
 
-    The log raises MtaError for a file that cannot be read.
+    The log raises MtaError for a file that cannot be read, or is of another kind.
     """
 
     def lines() -> Iterator[LogLine]:
         now_us = time.time_ns() // 1000
         for path in paths:
             try:
-                opened: Any = gzip.open if path.suffix == ".gz" else open
-                with opened(path, "rb") as file:
-                    for raw in file:
-                        text = raw.rstrip(b"\n").decode("utf-8", "surrogateescape")
-                        if line := read_line(text, now_us):
-                            yield line
-            except (OSError, EOFError) as error:
-                raise MtaError(
-                    f"{path}: {error}", hint="--log wants a mail log"
-                ) from None
+                yield from _lines(path, now_us)
+            except (OSError, EOFError, zlib.error) as error:
+                raise _unread(path, error) from None
 
     return lines
+
+
+def _lines(path: Path, now_us: int) -> Iterator[LogLine]:
+    opened: Any = gzip.open if path.suffix == ".gz" else open
+    with opened(path, "rb") as file:
+        known, raw = False, b""
+        for raw in file:
+            text = raw.rstrip(b"\n").decode("utf-8", "surrogateescape")
+            if line := read_line(text, now_us):
+                known = True
+                yield line
+    if raw and not known:
+        raise MtaError(f"{path}: no line of it is of a mail log", hint=_WHICH)
+
+
+def _unread(path: Path, error: Exception) -> MtaError:
+    if isinstance(error, PermissionError):
+        hint = "read it as root, or as a member of its group (adm)"
+    elif isinstance(error, OSError) and error.errno:
+        hint = _WHICH
+    else:  # of gzip's own
+        hint = f"see whether it is whole: gzip -t {path}"
+    what = error.strerror if isinstance(error, OSError) and error.errno else error
+    return MtaError(f"{path}: {what}", hint=hint)
 
 
 def read_line(text: str, now_us: int) -> LogLine | None:

@@ -96,8 +96,9 @@ def _port(service: str) -> int:
 
 def address_of(text: str) -> Address | None:
     """Read an address, without a zone; None: it is none."""
+    text = text[5:] if text[:5].lower() == "ipv6:" else text  # as smtp(8), in any case
     try:
-        address = ipaddress.ip_address(text.removeprefix("ipv6:"))
+        address = ipaddress.ip_address(text)
     except ValueError:
         return None
     return None if getattr(address, "scope_id", None) else address

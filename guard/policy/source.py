@@ -267,7 +267,7 @@ def _explain(error: OSError, main: bool) -> tuple[str, str]:
         if may_serve():  # guardd, as its own user
             remedy = f"let user {ACCOUNT} read it: chmod o+r, and o+x its folders"
         return "cannot be read: permission denied", remedy
-    return f"cannot be read: {error.strerror}", "name a policy file in TOML"
+    return f"cannot be read: {error.strerror}", "name a file in TOML"
 
 
 def find_include(name: str, source: Source) -> Path | None:

@@ -96,6 +96,15 @@ def table(port: int = PORT, **more: str) -> str:
     return "[smart_host]\n" + "".join(f"{k} = {v}\n" for k, v in lines.items())
 
 
+WHOLE = (
+    "relay_mynetworks = true\nclient_port_logging = false\n"
+    'authorized_submit_users = ["root", "www-data"]\n'
+    + table()
+    + '[transports]\n"yahoo.com" = "relaylim"\n".ru" = "oneshot"\n'
+    '"example.com" = "error:Bad domain!"\n'
+)
+
+
 class Site:
     """guardctl(), a host's Postfix, and what relay and sink saw."""
 
@@ -156,6 +165,11 @@ class Site:
     def write_table(self, text: str) -> None:
         """Write mail.toml."""
         self.lab.write(TABLE, text)
+
+    def append(self, file: str, text: str) -> None:
+        """Add to a file of the host."""
+        path = self.lab.path(file)
+        path.write_text(path.read_text() + text)
 
     def guardctl(self, *words: str, text: str | None = None, **options: Any) -> Done:
         """Run guardctl mail; a limit for a host that is very busy."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Iterator
 from email import message_from_string
 from typing import Any
 
 import pytest
 
+from tests.lab import INTERNET
 from tests.lab.dns import NameServer
 from tests.mail.site import (
     HOME,
@@ -18,6 +20,7 @@ from tests.mail.site import (
     PASSWORD,
     RELAY,
     RELAY4,
+    SINK4,
     USER,
     Site,
     table,
@@ -180,3 +183,33 @@ def test_the_relay_takes_nothing_without_a_password(by_dns: Site) -> None:
     since = len(by_dns.postfix.log())
     by_dns.postfix.submit("refused@anywhere.example")
     assert "554" in by_dns.log_of("refused@anywhere.example", since, "bounced")
+
+
+SILENT = """\
+import socket, sys
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.bind((sys.argv[1], 53))
+print("ready", flush=True)
+while True: s.recv(512)
+"""
+
+
+def test_a_name_server_that_says_nothing(by_dns: Site) -> None:
+    """Nor is the C library asked then, which waits as long as resolv.conf says."""
+    site = by_dns
+    site.write_table(table())
+    resolv = site.lab.path("/etc/resolv.conf")
+    before = resolv.read_text()
+    silent = site.lab.start(["python3", "-c", SILENT, SINK4], where=INTERNET)
+    try:
+        assert silent.stdout and silent.stdout.readline() == "ready\n"
+        resolv.write_text(f"nameserver {SINK4}\noptions timeout:30 attempts:2\n")
+        began = time.monotonic()
+        done = site.guardctl("smart-host", "test", "--json", "--timeout", "2")
+        assert time.monotonic() - began < 30
+        (name,) = map(json.loads, done.stdout.splitlines())
+        assert "no name server answers" in name["detail"]
+    finally:
+        resolv.write_text(before)
+        silent.kill()
+        silent.wait()

@@ -132,6 +132,10 @@ def test_the_smart_host_and_nothing_else_until_it_is_off(
         assert "Operation not permitted" in line
         rows = guard.findings("--to", MX4, "--user", "postfix", "--verdict", "deny")
         assert {row["outcome"] for row in rows} == {"denied"}
+        argv = ["guardctl", "explain", "--finding", "-"]
+        said = " ".join(site.lab.check(argv, json.dumps(rows[0])).split())
+        assert f"lets it connect to [{RELAY}]:587 ({RELAY4}) alone" in said
+        assert "where mail.toml has pin = true, take that out" in said
         site.does("smart-host", "off")
         assert policy(site) == WIDE
         assert in_force(guard, narrow=False)
@@ -170,6 +174,13 @@ def test_set_pins_and_keeps_it(pinned: Site, guard: Guard) -> None:
     told = site.does("smart-host", "set", *words, text=PASSWORD)
     assert 'include = ["postfix-smart-host"] in place of "postfix"' in told
     assert policy(site) == WIDE, "not pinned unless asked for"
+    site.lab.path(POLICY).unlink()
+    told = site.does("check")
+    assert f"there is no policy {POLICY}; guardctl policy init" in " ".join(
+        told.split()
+    )
+    assert "in place of" not in told
+    site.lab.write(POLICY, WIDE)
     site.does("smart-host", "set", *words, "--pin", text=PASSWORD)
     assert policy(site) == NARROW
     site.does("smart-host", "set", *words, text="another")
@@ -264,13 +275,14 @@ def test_a_policy_changed_between_plan_and_apply(pinned: Site, guard: Guard) -> 
 
 
 def test_killed_around_the_policy(pinned: Site, guard: Guard) -> None:
-    """kill -9 at renames: journal, two of the password's table, main.cf, policy, state.
+    """kill -9 at renames: list and journal, two of the password's table, main.cf,
+    policy, state.
 
-    tests/mail/test_life.py goes through all of them without a pin.
+    tests/mail/test_killed.py goes through all of them without a pin.
     """
     site, before = pinned, pinned.config()
     site.write_table(PINNED)
-    for number, there in ((5, WIDE), (6, NARROW)):
+    for number, there in ((6, WIDE), (7, NARROW)):
         inject = f"inject=rename,renameat,renameat2:signal=SIGKILL:when={number}"
         done = site.lab.run(
             ["strace", "-qq", "-o", "/dev/null", "-e", "trace=/rename", "-e", inject]

@@ -236,4 +236,10 @@ def test_doctor_of_a_smart_host(plain: Site) -> None:
     assert states(plain, "smart-host") == ["fail", "warn", "fail", "ok"]
     follow(plain, "smart-host")
     assert states(plain, "smart-host") == ["ok"]
+    plain.postconf("-P", "smtp/unix/smtp_tls_security_level=may")
+    (bad, _) = diagnosis(plain)["smart-host"]
+    assert bad["detail"].startswith("smtp/unix: the password for [a.example] may be")
+    follow(plain, "smart-host")
+    assert states(plain, "smart-host") == ["ok"]
+    plain.postconf("-PX", "smtp/unix/smtp_tls_security_level")
     plain.lab.path("/etc/postfix/old-auth").unlink()

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from tests.lab import MX4
+from tests.lab import INTERNET, MX4, wait_until
 from tests.mail.site import (
     HOME,
     NOBODY4,
@@ -61,6 +63,41 @@ def test_control_without_it_mail_takes_another_way(site: Site) -> None:
     mark = site.postfix.submit("somebody@example.org")
     peer: Any = site.postfix.delivered(mark, timeout=60)["peer"]
     assert peer[0] not in (RELAY4, MX4)
+
+
+def test_what_leads_past_it_is_told(site: Site) -> None:
+    """Pinned or not: whoever has a smart host means all mail."""
+    site.write_table(table())
+    site.does("apply")
+    assert through(site) == RELAY4, "the control"
+    assert "past it by default_transport" not in site.does("plan")
+    site.postconf("-e", f"default_transport=smtp:[{MX4}]")
+    try:
+        site.lab.check(["postfix", "reload"])
+        since = len(site.postfix.log())
+        site.postfix.submit("past@anywhere.example")
+        # which has no TLS, and is asked for it as the relay is
+        line = site.log_of("past@anywhere.example", since, "deferred")
+        assert f"relay={MX4}" in line
+        told = site.does("plan")
+        assert f"mail may go past it by default_transport = smtp:[{MX4}]" in told
+        assert "mail may go past it by transport_maps = texthash:/etc/postfix" in told
+    finally:
+        site.postconf("-X", "default_transport")
+        site.lab.check(["postfix", "reload"])
+        site.lab.check(["postsuper", "-d", "ALL"])
+
+
+def test_what_a_service_sets_for_itself_is_told(site: Site) -> None:
+    site.write_table(table())
+    site.does("apply")
+    assert "outweighs" not in site.does("plan"), "the control"
+    site.postconf("-P", "smtp/unix/smtp_tls_security_level=may")
+    try:
+        said = site.does("plan")
+        assert "smtp/unix has -o smtp_tls_security_level=may, which outweighs" in said
+    finally:
+        site.postconf("-PX", "smtp/unix/smtp_tls_security_level")
 
 
 def test_tables_and_their_indexes_are_for_root_alone(site: Site) -> None:
@@ -193,9 +230,9 @@ def test_a_systemd_credential(site: Site) -> None:
 # ---- what test says
 
 
-def steps(site: Site, status: int) -> dict[str, dict[str, str]]:
+def steps(site: Site, status: int, *more: str) -> dict[str, dict[str, str]]:
     """Run the test; give its answers by their names."""
-    done = site.guardctl("smart-host", "test", "--json")
+    done = site.guardctl("smart-host", "test", "--json", *more)
     assert done.returncode == status, done
     assert PASSWORD not in done.stdout + done.stderr
     return {x["name"]: x for x in map(json.loads, done.stdout.splitlines())}
@@ -273,6 +310,48 @@ def test_a_port_without_tls(site: Site) -> None:
     assert "STARTTLS" in found["tls"]["detail"] + found["tls"]["remedy"]
 
 
+@contextlib.contextmanager
+def drip(site: Site, step: str) -> Iterator[None]:
+    """Have tests/mail/drip.py at the table's relay."""
+    argv = ["python3", "-m", "tests.mail.drip", NOBODY4, "587", step]
+    relay = site.lab.start([*argv, f"{HOME}/relay.pem"], where=INTERNET)
+    try:
+        assert relay.stdout and relay.stdout.readline() == "ready\n"
+        site.write_table(table().replace(RELAY, NOBODY4, 1))
+        yield
+    finally:
+        relay.kill()
+        relay.wait()
+
+
+@pytest.mark.parametrize(
+    ("step", "last", "at"),
+    [
+        ("greeting", "tls", "the greeting"),
+        ("EHLO", "tls", "EHLO"),
+        ("STARTTLS", "tls", "STARTTLS"),
+        ("AUTH", "login", "AUTH"),
+    ],
+)
+def test_a_relay_that_answers_a_byte_now_and_then(
+    site: Site, step: str, last: str, at: str
+) -> None:
+    """It held the test for as long as it liked: no single read was ever too long."""
+    with drip(site, step):
+        found = steps(site, 1, "--timeout", "4")
+    assert list(found)[-1] == last
+    assert found[last]["state"] == "fail"
+    assert f"within 4 s: it waited for {at}" in found[last]["detail"]
+    assert "--timeout" in found[last]["remedy"]
+
+
+def test_a_relay_that_answers_without_end(site: Site) -> None:
+    with drip(site, "flood"):
+        found = steps(site, 1, "--timeout", "60")
+    assert list(found)[-1] == "tls"
+    assert "says more than 64 KiB" in found["tls"]["detail"]
+
+
 def test_postfix_itself_refuses_what_test_refuses(site: Site) -> None:
     """Control: with secure, mail waits instead of going to the self-signed one."""
     site.write_table(table(SELF_SIGNED_PORT, tls='"secure"', ca_file=CA))
@@ -307,3 +386,32 @@ def test_a_name_that_postfix_does_not_look_for_in_etc_hosts(site: Site) -> None:
     finally:
         site.postconf("-e", "smtp_dns_support_level=disabled")
         site.postconf("-e", "smtp_host_lookup=native")
+
+
+def test_an_ipv6_address_as_postfix_takes_it(site: Site) -> None:
+    """In any case; one with a zone, which we refuse, ends smtp(8) itself: control."""
+    main = site.lab.path("/etc/postfix/main.cf")
+    before = main.read_text()
+    site.postconf("-e", "inet_protocols=all")
+    site.write_table('[smart_host]\nhost = "[IPv6:2001:db8::1]:25"\n')
+    try:
+        site.does("apply")
+        since = len(site.postfix.log())
+        site.postfix.submit("six@anywhere.example")
+        line = site.log_of("six@anywhere.example", since, "deferred")
+        assert "connect to 2001:db8::1[2001:db8::1]:25" in line
+        site.does("revert")
+        site.postconf("-e", "relayhost=[fe80::1%lo]:25")
+        site.postfix.submit("zone@anywhere.example")
+        wait_until(
+            lambda: (
+                "fatal: valid hostname or network address required"
+                in site.postfix.log()[since:]
+            ),
+            "the end of smtp(8)",
+        )
+    finally:
+        main.write_text(before)
+        site.lab.check(["postsuper", "-d", "ALL"])
+        site.lab.check(["postfix", "stop"])  # it holds back a program that ended so
+        site.postfix.start()

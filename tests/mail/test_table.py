@@ -53,6 +53,8 @@ def test_nothing_asks_for_nothing() -> None:
         ("[relay.example]:465", "relay.example", 465, False),
         ("[192.0.2.1]:2525", "192.0.2.1", 2525, False),
         ("[2001:db8::1]:587", "2001:db8::1", 587, False),
+        ("[ipv6:2001:db8::1]:587", "2001:db8::1", 587, False),
+        ("[IPv6:2001:DB8::1]", "2001:DB8::1", 25, False),
     ],
 )
 def test_a_host(text: str, host: str, port: int, by_mx: bool) -> None:
@@ -68,6 +70,7 @@ def test_a_host(text: str, host: str, port: int, by_mx: bool) -> None:
 @pytest.mark.parametrize(
     "text",
     ["", "a b", "[a", "a]", "a:0", "a:65536", "a:x", "[a]x", "2001:db8::1", "192.0.2.1"]
+    + ["[fe80::1%eth0]", "[ipv6:fe80::1%eth0]:25", "[ipv6:192.0.2.1]", "[ipv6:a]"]
     + ["a\n", "-a.example", "a..b", "a, b", "[a]:587 b", "$myhostname", "a:\u0665"],
 )
 def test_what_is_no_host(text: str) -> None:
@@ -88,6 +91,13 @@ def test_what_is_no_host(text: str) -> None:
         ("[smart_host]\nhost = 'a'\nca_file = 'b'\n", 3, "whole path"),
         ("[smart_host]\nhost='a'\nuser='a:b'\npassword_file='/a'\n", 3, "colon"),
         ("[smart_host]\n", 1, "host is missing"),
+        ("[smart_host]\nhost = 5\n", 2, "is not a line of text"),
+        ("[smart_host]\nhost = ''\n", 2, "is not a line of text"),
+        ("smart_host = true\n", 1, "is not a section"),
+        ("smart_host = 'a'\n", 1, "or false"),
+        ("[smart_host]\nhost='a'\nuser=5\npassword_file='/a'\n", 3, "in quotes"),
+        ("[smart_host]\nhost='a'\nuser='u'\npassword_file=5\n", 4, "in quotes"),
+        ("[smart_host]\nhost='a'\npreset='mailchannels'\n", 2, "keep one of the"),
         ("[smart_host]\npreset = 'other'\n", 2, '"other" is not "mailchannels"'),
         ("[transports]\na = 'error'\n", 2, "no text"),
         ("[transports]\n'a b' = 'oneshot'\n", 2, "is not a domain"),
@@ -95,6 +105,8 @@ def test_what_is_no_host(text: str) -> None:
         ("[transports]\n'\"x\"@a.example' = 'oneshot'\n", 2, "is not a domain"),
         ("[transports]\n'B.c' = 'oneshot'\n'b.C' = 'relaylim'\n", 3, "twice"),
         ("[transports]\n'b.c' = 'relaylim:[a.example'\n", 2, "is no host"),
+        ("[transports]\n'b.c' = 'smtp:[fe80::1%eth0]'\n", 2, "has a zone"),
+        ("[smart_host]\nhost = '[fe80::1%eth0]'\n", 2, "an address that needs none"),
         ("[transports]\n'b.c' = 'smtp:[a.example]:99999'\n", 2, "no port 99999"),
         ("[transports]\n'b.c' = 'smtp:a.example, [b]c'\n", 2, "is no host"),
         ("[smart_host]\nhost = 'a'\npin = 'yes'\n", 3, "true or false"),

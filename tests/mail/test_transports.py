@@ -138,16 +138,22 @@ def test_set_list_unset(empty: Site) -> None:
     empty.write_table('# kept\n[transports]\n"a.example" = "smtp:[b.example]" # why\n')
     empty.does("transport", "set", "Yahoo.COM", "relaylim")
     empty.does("transport", "set", ".ru", "oneshot")
-    assert json.loads(empty.does("transport", "list", "--json")) == {
+    empty.does("transport", "set", "c.example", "error:see:")
+    as_given = {
         "a.example": "smtp:[b.example]",
-        "yahoo.com": "relaylim:",
-        ".ru": "oneshot:",
+        "yahoo.com": "relaylim",
+        ".ru": "oneshot",
+        "c.example": "error:see:",
     }
+    assert json.loads(empty.does("transport", "list", "--json")) == as_given
+    assert json.loads(empty.does("show", "--json"))["transports"] == as_given
+    for out in (empty.does("transport", "list"), empty.does("show")):
+        assert "oneshot\n" in out and "error:see:\n" in out
     assert ".ru" in empty.does("transport", "list", ".ru")
     maps = empty.postconf("-h", "transport_maps").strip()
     ours = "hash:/etc/postfix/smtp-guard/transport"
     assert maps == f"{ours}, texthash:/etc/postfix/transport", "somebody's own stays"
-    for domain in (".ru", "yahoo.com", "a.example"):
+    for domain in (".ru", "yahoo.com", "a.example", "c.example"):
         empty.does("transport", "unset", domain)
     text = empty.lab.path(TABLE).read_text()
     assert text.startswith("# kept\n")

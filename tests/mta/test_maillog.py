@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import time
 from datetime import datetime
 from pathlib import Path
@@ -115,8 +116,43 @@ def test_files_packed_or_not(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("name", ["missing", "torn.gz"])
-def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str) -> None:
-    (tmp_path / "torn.gz").write_bytes(gzip.compress(b"x" * 500)[:20])
-    with pytest.raises(MtaError, match=name):
+@pytest.mark.parametrize(
+    ("name", "said", "remedy"),
+    [
+        ("missing", "No such file or directory", "maillog_file"),
+        ("folder", "Is a directory", "maillog_file"),
+        ("torn.gz", "ended before the end-of-stream marker", "gzip -t"),
+        ("plain.gz", "Not a gzipped file", "gzip -t"),
+        ("bad.gz", "invalid", "gzip -t"),
+        ("notes", "no line of it is of a mail log", "maillog_file"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named(
+    tmp_path: Path, name: str, said: str, remedy: str
+) -> None:
+    packed = gzip.compress(b"x" * 500)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "torn.gz").write_bytes(packed[:20])
+    (tmp_path / "plain.gz").write_text("x\n")
+    (tmp_path / "bad.gz").write_bytes(packed[:10] + b"\xff" * 20)
+    (tmp_path / "notes").write_text("of the admin's own\n")
+    with pytest.raises(MtaError, match=f"{tmp_path / name}: .*{said}") as caught:
         list(files([tmp_path / name])())
+    assert "Errno" not in str(caught.value)
+    assert remedy in caught.value.hint
+
+
+def test_a_file_that_is_not_ours_to_read(tmp_path: Path) -> None:
+    (tmp_path / "mail.log").touch(0o600)
+    os.seteuid(65534)
+    try:
+        with pytest.raises(MtaError, match="Permission denied") as caught:
+            list(files([tmp_path / "mail.log"])())
+    finally:
+        os.seteuid(0)
+    assert "adm" in caught.value.hint
+
+
+def test_an_empty_log_is_one(tmp_path: Path) -> None:
+    (tmp_path / "mail.log").write_bytes(b"")
+    assert not list(files([tmp_path / "mail.log"])())

@@ -113,6 +113,30 @@ def test_explain_names_the_rule_and_why_others_do_not_match(file: Path) -> None:
     fits(result, file)
 
 
+def test_explain_says_who_is_pinned_to_the_smart_host(file: Path) -> None:
+    """A denial names no rule: that a pin is behind it must be found out."""
+    head = 'mode = "enforce"\nports = [25, 587]\nsmart_host = "[192.0.2.1]:587"\n'
+    file.write_text(head + 'include = ["postfix-smart-host"]\n')
+    caller = ("--user", "postfix", "--exe", SMTP, "--policy", file)
+    told = answer(ask(*caller, "--to", "203.0.113.5", "--json"))
+    assert told["verdict"] == "deny"
+    assert "[192.0.2.1]:587 (192.0.2.1) alone" in told["hint"]
+    for remedy in ("pin = true", "guardctl mail apply", "guardctl policy apply"):
+        assert remedy in told["hint"]
+    assert "hint        rule" in ask(*caller, "--to", "203.0.113.5").output
+    to_it = ("--to", "192.0.2.1", "--port", 587, "--json")
+    assert answer(ask(*caller, *to_it))["hint"] is None, "control: it is let pass"
+    other = ("--user", "nobody", "--policy", file, "--to", "203.0.113.5", "--json")
+    assert answer(ask(*other))["hint"] is None, "it is nobody's pin"
+    own = head + (
+        '[[rule]]\nname = "own"\nuser = "nobody"\nto = "smart-host"\n'
+        'verdict = "allow"\n'
+    )
+    file.write_text(own)
+    hint = answer(ask(*other))["hint"]
+    assert 'rule "own" lets it connect to' in hint and "pin" not in hint
+
+
 def test_explain_compares_files_not_paths(file: Path, tmp_path: Path) -> None:
     who = ("--policy", file, "--json", "--user", "postfix", "--to", "203.0.113.5",
            "--unit", "postfix@-.service")  # fmt: skip

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from guard.mta.spf import MAX_STRING, Term, strings, terms, wanted
+from tests.docs.mdoc import CHECKOUT
 from tests.lab import Lab
 from tests.lab.dns import NameServer
 from tests.lab.lab import Done
@@ -135,6 +137,22 @@ def test_the_zone_of_the_seed(lab: Lab, dns: NameServer) -> None:
     clients = ("203.0.113.7", "192.0.2.10", "198.51.100.9")
     results = checked(lab, *(("shop.example", client) for client in clients))
     assert results == ["pass", "pass", "neutral"]
+
+
+def test_the_zone_of_the_documentation(lab: Lab, dns: NameServer) -> None:
+    """What it prints is what docs/spf.md shows, and a zone that BIND serves."""
+    dns.set("example.com", "")
+    page = (CHECKOUT / "docs/spf.md").read_text()
+    [(command, shown)] = re.findall(
+        r"^    guardctl mail spf ((?:.*\\\n)?.*--zone-file)$[^`]*```zone\n([^`]*)```",
+        page,
+        re.MULTILINE,
+    )
+    argv = command.replace("\\\n", " ").split()
+    assert ask(lab, *argv).stdout == shown
+    dns.set("example.com", f"{shown}\n@ IN A 192.0.2.1\n")
+    argv.remove("--zone-file")
+    assert ask(lab, *argv).returncode == 0, "published, all is as it should be"
 
 
 def test_below_a_zone(lab: Lab, dns: NameServer) -> None:
