@@ -8,7 +8,8 @@ therefore kept here, a thousand entries at most; all others wait in the kernel.
 It may also leave entries out by intention: all of them (Storage=none), or those above
 a level (MaxLevelStore=; journald.conf(5)). So an entry that is missing was dropped
 where one of its level, or of a less urgent one, was ever seen to arrive. Where none
-was, nobody can tell yet, and it is kept here as long as there is room.
+was, nobody can tell yet: it is kept here, a thousand of these at most, and handed over
+again once its level is seen to arrive.
 """
 
 from __future__ import annotations
@@ -163,7 +164,7 @@ class Delivery:
         self._record, self._complain = record, complain
         self._unsure: list[_Sent] = []
         self._sent: dict[int, int] = {}  # by level: entries that are to be there
-        self._looked: dict[int, int] = {}  # what had been sent when nobody could tell
+        self._left_out: list[_Sent] = []  # of levels that were never seen to arrive
         self.written = 0
         self.trouble = ""  # what is wrong with journald; "" when nothing is
 
@@ -171,8 +172,8 @@ class Delivery:
         """Hand over one entry, waiting as long as journald does not take it."""
         # before, not after: what this entry tells of is still in the kernel then, and
         # no loss for whoever ends us while journald keeps nothing
-        if len(self._unsure) >= UNSURE and self.confirm():
-            self._unsure.clear()  # of which nobody can tell
+        if len(self._unsure) >= UNSURE:
+            self.confirm()
         at = level(found)
         datagram = frame([*lines(found), self._field(at)])
         sent = _Sent(datagram, at, _own_name(found), _connects(found))
@@ -185,16 +186,12 @@ class Delivery:
 
         False: journald has not read it all, which is to be asked again.
         """
-        while self._unsure and self._sent != self._looked:
+        while self._unsure:
             fate = self._fate()
             if fate is _Fate.SLOW:
                 return False
-            if fate is _Fate.UNKNOWN:
-                self._looked = dict(self._sent)
-                kept_level = self._record.kept_level
-                self._unsure = [one for one in self._unsure if one.level > kept_level]
-                break
-            if fate is _Fate.KEPT:
+            returned = self._set_apart()
+            if fate in (_Fate.KEPT, _Fate.UNKNOWN) and not returned:
                 self._unsure.clear()
                 break
             self._keep_missing()
@@ -203,13 +200,14 @@ class Delivery:
                 self._unsure = [sent for sent in self._unsure if sent.name]
                 if not self._unsure:
                     break
-            self._fail(
-                JournalError(
-                    "journald keeps nothing of what it takes",
-                    hint="is its disk full (journalctl --disk-usage), or MaxLevelStore="
-                    " of journald.conf lower than it was?",
+            if not returned:
+                self._fail(
+                    JournalError(
+                        "journald keeps nothing of what it takes",
+                        hint="is its disk full (journalctl --disk-usage), or"
+                        " MaxLevelStore= of journald.conf lower than it was?",
+                    )
                 )
-            )
             self._send_again()
         self._record.unkept(0)
         self.trouble = ""
@@ -275,13 +273,26 @@ class Delivery:
         kept_level = self._record.kept_level
         return _Fate.DROPPED if min(missing) <= kept_level else _Fate.UNKNOWN
 
+    def _set_apart(self) -> bool:
+        """Set apart what may be left out by intention; tell whether any of that is
+        none any more.
+        """
+        kept_level = self._record.kept_level
+        returned = [one for one in self._left_out if one.level <= kept_level]
+        apart = [one for one in self._left_out if one.level > kept_level]
+        apart += [one for one in self._unsure if one.level > kept_level]
+        self._left_out = apart[-UNSURE:]
+        self._unsure = returned + [
+            one for one in self._unsure if one.level <= kept_level
+        ]
+        return bool(returned)
+
     def _keep_missing(self) -> None:
-        """Forget what is in the journal, or may be left out; record how much is not."""
+        """Forget what is in the journal, and record how much is not."""
         self._unsure = [
             sent
             for sent in self._unsure
-            if sent.level <= self._record.kept_level
-            and (not sent.name or not self._receipts.has(sent.name))
+            if not sent.name or not self._receipts.has(sent.name)
         ]
         self._record.unkept(sum(sent.connects for sent in self._unsure))
 

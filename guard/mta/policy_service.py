@@ -22,7 +22,7 @@ from typing import NamedTuple, Protocol
 
 from guard.errors import BadRequest, GuardError, MtaError
 from guard.event import Event
-from guard.finding import Kind, Message, Notice
+from guard.finding import Kind
 from guard.journal import Told
 from guard.mta.admission import DUNNO, Admission, Answer, say
 from guard.mta.delegation import (
@@ -34,13 +34,13 @@ from guard.mta.delegation import (
     parse_request,
     take_requests,
 )
-from guard.mta.limits import SPAN_NAMES, Counts, Met
+from guard.mta.limits import Counts
 from guard.mta.listener import Listener
 from guard.mta.origintoken import HEADER, Keys
 from guard.mta.refusals import Refusals
+from guard.mta.telling import limit_notice, message_kind, sent_message
 from guard.origin import Naming
 from guard.policy.model import Fold, Policy
-from guard.text import printable
 from guard.worker import Worker
 
 End = tuple[str, int]
@@ -67,6 +67,12 @@ class _Asked(NamedTuple):
     raw: bytes
     boot_ns: int  # when; CLOCK_BOOTTIME
     real_us: int  # the same, CLOCK_REALTIME
+
+
+def _asked(fd: int, client: socket.socket, requests: list[bytes]) -> list[_Asked]:
+    now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    now_us = time.time_ns() // 1000
+    return [_Asked(fd, client, raw, now_ns, now_us) for raw in requests]
 
 
 class Book(Protocol):
@@ -238,17 +244,14 @@ class PolicyService(Worker):
             if rest:
                 self._words[fd] = rest
             self._follow()
-            now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-            now_us = time.time_ns() // 1000
-            asked = [_Asked(fd, client, raw, now_ns, now_us) for raw in requests]
             if self._admission.decides or self._keys.ready:
-                for one in asked:
-                    self._decide(one, parse_request(one.raw))
+                for asked in _asked(fd, client, requests):
+                    self._decide(asked, parse_request(asked.raw))
             else:
-                # whatever is asked: an SMTP client waits for it
+                # first, and whatever is asked: an SMTP client waits for it
                 self._expect(sum(map(is_end, requests)))
                 self._send(client, _DUNNO * len(requests))
-                self._read_later(asked)
+                self._read_later(_asked(fd, client, requests))
         except BadRequest as error:
             say(error.report())
             self._hang_up(fd)
@@ -351,7 +354,7 @@ class PolicyService(Worker):
         if told.refuses:
             key = _origin(request, event), told.answer, told.reason, told.limit
             self._refusals.take(key, self._fold, time.monotonic(), at_us, make)
-        elif _kind(told) is Kind.MESSAGE:
+        elif message_kind(told) is Kind.MESSAGE:
             # the scribe makes many at once, for half of what each alone takes
             self._tell(make)
         else:
@@ -365,84 +368,3 @@ def _origin(request: Request, event: Event | None) -> Hashable:
     if event is None:
         return request.address
     return event.uid, event.exe_device, event.exe_inode, event.cgroup, event.cwd
-
-
-def limit_notice(met: Met, in_force: bool) -> Notice:
-    """Make the finding that an origin sends more than a limit allows."""
-    limit, window, span = met.limit, met.window, SPAN_NAMES[met.span]
-    each = {"minute": "a minute", "hour": "an hour"}[span]
-    messages, recipients = limit.messages[met.span], limit.recipients[met.span]
-    most = [f"{messages} messages"] if messages is not None else []
-    most += [f"{recipients} recipients"] if recipients is not None else []
-    done = _DONE[limit.action] if in_force else "let pass: [mta] observes"
-    return Notice(
-        Kind.LIMITED,
-        time.time_ns() // 1000,
-        f"limit {limit.name} of {' and '.join(most)} {each} is met by"
-        f" {printable(met.origin)};"
-        f" more is {done}",
-        4 if in_force and limit.action != "notify" else 5,
-        {
-            "LIMIT": limit.name,
-            "ORIGIN": met.origin,
-            "SPAN": span,
-            "ANSWER": limit.action if in_force else "notify",
-            "SENT": str(window.messages),
-            "SENT_TO": str(window.recipients),
-        },
-    )
-
-
-_DONE = {
-    "defer": "deferred",
-    "hold": "held",
-    "reject": "rejected",
-    "notify": "let pass",
-}
-
-
-def _kind(told: Answer) -> Kind:
-    if told.answer == "dunno":
-        return Kind.MESSAGE
-    if not told.in_force:
-        return Kind.WOULD_REJECT
-    return Kind.REJECTED if told.refuses else Kind.MESSAGE
-
-
-def sent_message(
-    request: Request,
-    event: Event | None,
-    naming: Naming,
-    told: Answer,
-    token: str,
-    time_us: int,
-) -> Message:
-    """Make a Message of a request, with who made the connection and what we said.
-
-    time_us is when that was, CLOCK_REALTIME.
-    """
-    unknown = ""
-    if event is None:
-        known = request.client and request.server
-        unknown = "no-connection" if known else "no-port"
-    return Message(
-        time_us=time_us,
-        queue_id=request.queue_id,
-        sender=request.sender,
-        recipients=request.recipients,
-        size=request.size,
-        sasl_user=request.sasl_user,
-        sasl_method=request.sasl_method,
-        protocol=request.protocol,
-        state=request.state,
-        helo=request.helo,
-        client=request.client,
-        server=request.server,
-        origin=naming.finding(event) if event else None,
-        unknown=unknown,
-        kind=_kind(told),
-        answer=told.answer,
-        reason=told.reason,
-        limit=told.limit,
-        token=token,
-    )

@@ -26,7 +26,7 @@ from tests.mta.desk import Desk
 from tests.mta.mailhost import POLICY, SOCKET, MailHost
 from tests.mta.test_delegation import changed
 
-ASKED, ROUNDS, MESSAGES, SESSIONS = 2000, 41, 100, 4
+ASKED, ROUNDS, MESSAGES, SESSIONS = 2000, 21, 400, 4
 SETTLE_SECONDS = 0.3
 PAUSE_SECONDS = 0.002  # no smtpd asks again in the moment it was answered
 YARDSTICKS = ("real", "bare")  # of trivial.py

@@ -29,7 +29,7 @@ from guard.mta.admission import DUNNO, Admission
 from guard.mta.delegation import answer, parse_request, take_requests
 from guard.mta.limits import Counts
 from guard.mta.maillog import parse_line, read_line
-from guard.mta.policy_service import sent_message
+from guard.mta.telling import sent_message
 from guard.origin import Naming, cgroup2_path, container_of, unit_of
 from guard.policy import compile_rows, parse
 from guard.policy.describe import policy_json

@@ -78,7 +78,7 @@ for _ in range(20):
     world.act(same_process)
     events = watch.connects()
     assert len({event.pid for event in events}) == 1
-    assert Tally("-c" in event.args for event in events) == {False: 5, True: 5}
+    assert Tally(again in event.args for event in events) == {False: 5, True: 5}
     assert sorted(r.folded for r in watch.repeats()) == [15, 15]
 
 

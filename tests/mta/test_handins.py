@@ -34,7 +34,7 @@ from guard.mta.handin import (
 )
 from guard.mta.handins import LIBRARIES, Handins
 from guard.mta.limits import Met, Window
-from guard.mta.policy_service import limit_notice
+from guard.mta.telling import limit_notice
 from guard.origin import Naming
 from guard.policy.model import Limit
 from guard.tables import KEY0
