@@ -11,6 +11,8 @@ BPF_FLAGS := -O2 -g -target bpf -mcpu=v3 -D__TARGET_ARCH_$(BPF_ARCH) -Wall -Werr
 	-Ibpf -I$(MULTIARCH)
 # More for the program a target runs: make test ARGS='-k postfix'
 ARGS ?=
+# Tests at once, by file: they wait for half of their time. 0: in this process.
+JOBS ?= 2
 
 ifneq ($(shell id -u),0)
 ifneq ($(filter setup run test test-vm demo bench fuzz soak,$(MAKECMDGOALS)),)
@@ -43,7 +45,7 @@ run: setup ## watch this host: guardd in observe mode, findings as they come
 
 .PHONY: test
 test: setup ## all tests but those in guests
-	$(PYTHON) -m pytest --ignore tests/vm $(ARGS)
+	$(PYTHON) -m pytest -n $(JOBS) --dist loadfile --ignore tests/vm $(ARGS)
 
 .PHONY: test-vm
 test-vm: setup ## in guests: other kernels, systemd; ARGS='-k object-loads'

@@ -22,8 +22,8 @@ packages+=(
 	apache2-bin apache2-utils bpftool clang-format curl haproxy iproute2 iptables
 	libapache2-mod-php liburing-dev libsasl2-modules msmtp mypy nftables nginx-light
 	nodejs openssl php-cli php-fpm postfix python3-aiosmtpd python3-hypothesis
-	python3-pytest ruby sasl2-bin shellcheck strace swaks systemd systemtap-sdt-dev
-	util-linux
+	python3-pytest python3-pytest-xdist ruby sasl2-bin shellcheck strace swaks systemd
+	systemtap-sdt-dev util-linux
 )
 # A name server, rewritten senders, and who checks SPF.
 packages+=(bind9 bind9-utils postfix-policyd-spf-python postsrsd python3-spf)
