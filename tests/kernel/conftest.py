@@ -31,14 +31,17 @@ def on_the_host(world: World) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def guard(world: World) -> Iterator[Guard]:
-    guard = Guard.load(world.pin_dir)
+    # not till the end: this thread is with all other tests
+    with world.inside(world.host):
+        guard = Guard.load(world.pin_dir)
     try:
-        with world.inside(world.host):  # and not till the end, with all other tests
+        with world.inside(world.host):
             guard.set_hosts(own_addresses())
-        guard.attach(world.guarded)
+            guard.attach(world.guarded)
         yield guard
     finally:
-        guard.unload()
+        with world.inside(world.host):
+            guard.unload()
         assert not world.pin_dir.exists()
 
 
