@@ -43,7 +43,7 @@ class Wanted:
 def wanted(table: MailTable, postfix: Postfix, services: Mapping[str, str]) -> Wanted:
     """Work it out; services are those of master.cf now.
 
-    Raises MailError for a transport or a password that is not there.
+    Raises MailError for a transport or a file, as of the password, that is not there.
     """
     parameters: dict[str, str] = {}
     files: dict[str, File] = {}
@@ -77,6 +77,7 @@ def wanted(table: MailTable, postfix: Postfix, services: Mapping[str, str]) -> W
 def _smart_host(
     smart_host: SmartHost, postfix: Postfix, files: dict[str, File]
 ) -> dict[str, str]:
+    smarthost.reject_unusable(smart_host)
     auth_map = ""
     if smart_host.password:
         password = smart_host.password.read()
