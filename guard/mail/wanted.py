@@ -69,6 +69,7 @@ def wanted(table: MailTable, postfix: Postfix, services: Mapping[str, str]) -> W
         word = "yes" if table.client_port_logging else "no"
         parameters["smtpd_client_port_logging"] = word
     if table.authorized_submit_users is not None:
+        relaying.reject_missing(table.authorized_submit_users)
         users = ", ".join(table.authorized_submit_users)
         parameters["authorized_submit_users"] = users
     return Wanted(parameters, tuple(members), lines, files)
