@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from guard.errors import MailError
+from guard.mail.postfix import SUFFIX
 
+_TEXTS = ("texthash", "regexp", "pcre", "cidr")  # DATABASE_README: no index
 RELAY = "smtpd_relay_restrictions"
 RECIPIENT = "smtpd_recipient_restrictions"
 MYNETWORKS = "permit_mynetworks"
@@ -97,3 +100,23 @@ def reject_open(relay: str, recipient: str) -> None:
             hint=f"postconf -e '{RELAY} = permit_sasl_authenticated,"
             " defer_unauth_destination'",
         )
+
+
+def reject_missing(users: Iterable[str]) -> None:
+    """Raise MailError for a file of authorized_submit_users that is not there.
+
+    sendmail(1) then refuses everybody, root as well, and `postfix check` is silent.
+    """
+    for user in users:
+        text = user.removeprefix("!")
+        kind, colon, path = text.partition(":")
+        if kind in _TEXTS or kind in SUFFIX:
+            text = path + SUFFIX.get(kind, "")
+        elif colon:
+            continue  # no file, or none that we know
+        if text.startswith("/") and "$" not in text and not Path(text).is_file():
+            raise MailError(
+                f"authorized_submit_users: {text}: no such file, and nobody could"
+                " submit by sendmail(1)",
+                hint=f"postmap {kind}:{path}" if kind in SUFFIX else "write that file",
+            )

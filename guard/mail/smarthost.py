@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from guard.checks import Check, State, good
+from guard.errors import MailError
 from guard.mail.nexthop import Asking, Clock, End, next_hops, resolve
 from guard.mail.table import SUBMISSIONS, SmartHost
 from guard.text import address
@@ -70,6 +71,30 @@ def ca_file(smart_host: SmartHost) -> Path | None:
     if smart_host.ca_file:
         return smart_host.ca_file
     return bundle() if smart_host.tls in CHECKED else None
+
+
+def reject_unusable(smart_host: SmartHost) -> None:
+    """Raise MailError for authorities that smtp(8) could not load.
+
+    It would defer all mail: "our TLS engine is unavailable". `postfix check` is silent.
+    """
+    if authorities := ca_file(smart_host):
+        try:
+            _trusting(authorities)
+        except ValueError as error:
+            raise MailError(
+                f"ca_file: {error}", hint="name a file of certificates in PEM"
+            ) from None
+
+
+def _trusting(authorities: Path | None) -> ssl.SSLContext:
+    """Raise ValueError where there is no certificate in that file."""
+    if authorities and not authorities.is_file():
+        raise ValueError(f"{authorities}: no such file")
+    try:
+        return ssl.create_default_context(cafile=authorities)
+    except OSError as error:  # ssl.SSLError is one
+        raise ValueError(f"{authorities}: {error.strerror or error}") from None
 
 
 def auth_text(smart_host: SmartHost, password: str) -> str:
@@ -245,11 +270,7 @@ def _not_connected(shown: str, error: OSError, clock: Clock) -> Check:
 
 
 def _context(smart_host: SmartHost, checked: bool) -> ssl.SSLContext:
-    authorities = smart_host.ca_file or bundle()
-    try:
-        context = ssl.create_default_context(cafile=authorities)
-    except OSError as error:  # ssl.SSLError is one: no certificate in it
-        raise ValueError(f"{authorities}: {error.strerror or error}") from None
+    context = _trusting(smart_host.ca_file or bundle())
     if not checked:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE

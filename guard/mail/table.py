@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,8 +31,10 @@ _SMART_HOST_KEYS = (
     *("preset", "host", "user", *_PASSWORD_KEYS),
     *("tls", "ca_file", "authenticated_header", "pin"),
 )
+# As valid_hostname() of Postfix has it: one of digits alone is no name. By another
+# smtp(8) ends at once, and all mail of its transport waits.
 _NAME = re.compile(
-    r"(?=.{1,253}\Z)[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9])?"
+    r"(?=.{1,253}\Z)(?=.*[A-Za-z_-])[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9])?"
     r"(\.[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9])?)*"
 )
 _RELAY = re.compile(
@@ -44,7 +47,9 @@ _PATTERN = re.compile(
 )
 _TRANSPORT = re.compile(r"(?P<name>[A-Za-z0-9_-]+)(?::(?P<rest>.*))?")
 _BY_SMTP = ("smtp", "relay", "oneshot", "relaylim")  # what others do, we cannot know
-_NEXT_HOP = re.compile(r"(?:\[(?P<exact>[^][\s]+)\]|[^][\s]+?)(?::(?P<port>\w+))?")
+_NEXT_HOP = re.compile(
+    r"(?:\[(?P<exact>[^][\s]+)\]|(?P<name>[^][\s]+?))(?::(?P<port>[\w-]+))?"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,10 +186,10 @@ def relay_of(text: str) -> Relay:
     if found["exact"]:
         return Relay(text, _exact(found["exact"]), port, by_mx=False)
     host = found["name"]
-    if not _NAME.fullmatch(host):
-        raise ValueError("is not the name of a host")
     if address_of(host):
         raise ValueError("an address stands in brackets")
+    if not _NAME.fullmatch(host):
+        raise ValueError("is not the name of a host")
     return Relay(text, host, port, by_mx=True)
 
 
@@ -242,8 +247,8 @@ def _path(table: Table, key: str) -> Path | None:
     text = _one_text(table, key)
     if text is None:
         return None
-    if not text.startswith("/") or not text.isprintable() or re.search(r"[\s,]", text):
-        table.error(key, "is no whole path without blanks", 'begin it with "/"')
+    if not text.startswith("/") or not text.isprintable() or re.search(r"[\s,$]", text):
+        table.error(key, "is no whole path without blanks and $", 'begin it with "/"')
     return Path(text)
 
 
@@ -309,9 +314,22 @@ def _look_at_next_hops(rest: str) -> None:
             raise ValueError(f"{hop.strip()!r} is no host, host:port or [host]:port")
         if found["exact"]:
             _exact(found["exact"])
-        port = found["port"]
-        if port and port.isdigit() and not 0 < int(port) < 65536:
-            raise ValueError(f"there is no port {port}")
+        elif not (_NAME.fullmatch(found["name"]) or address_of(found["name"])):
+            raise ValueError(f"{found['name']!r} is not the name of a host")
+        if not _is_port(found["port"]):
+            raise ValueError(f"there is no port {found['port']}")
+
+
+def _is_port(text: str | None) -> bool:
+    """Tell whether it is a port, by number or by its name in services(5)."""
+    if text is None:
+        return True
+    if text.isdecimal():
+        return 0 < int(text[:6]) < 65536
+    try:
+        return bool(socket.getservbyname(text, "tcp"))
+    except (OSError, ValueError):
+        return False
 
 
 # ---- relaying

@@ -43,7 +43,7 @@ class Wanted:
 def wanted(table: MailTable, postfix: Postfix, services: Mapping[str, str]) -> Wanted:
     """Work it out; services are those of master.cf now.
 
-    Raises MailError for a transport or a password that is not there.
+    Raises MailError for a transport or a file, as of the password, that is not there.
     """
     parameters: dict[str, str] = {}
     files: dict[str, File] = {}
@@ -69,6 +69,7 @@ def wanted(table: MailTable, postfix: Postfix, services: Mapping[str, str]) -> W
         word = "yes" if table.client_port_logging else "no"
         parameters["smtpd_client_port_logging"] = word
     if table.authorized_submit_users is not None:
+        relaying.reject_missing(table.authorized_submit_users)
         users = ", ".join(table.authorized_submit_users)
         parameters["authorized_submit_users"] = users
     return Wanted(parameters, tuple(members), lines, files)
@@ -77,6 +78,7 @@ def wanted(table: MailTable, postfix: Postfix, services: Mapping[str, str]) -> W
 def _smart_host(
     smart_host: SmartHost, postfix: Postfix, files: dict[str, File]
 ) -> dict[str, str]:
+    smarthost.reject_unusable(smart_host)
     auth_map = ""
     if smart_host.password:
         password = smart_host.password.read()

@@ -146,6 +146,34 @@ def test_who_may_submit_by_sendmail(site: Site) -> None:
         site.postfix.submit(user="www-data")
 
 
+@pytest.mark.parametrize(
+    ("user", "file"),
+    [
+        ("hash:/etc/none", "/etc/none.db"),
+        ("!texthash:/etc/none", "/etc/none"),
+        ("/etc/none", "/etc/none"),
+    ],
+)
+def test_a_table_of_submitters_that_is_not_there(
+    site: Site, user: str, file: str
+) -> None:
+    site.write_table(f'authorized_submit_users = ["root", "{user}"]\n')
+    before = site.config()
+    for verb in ("plan", "apply"):
+        done = site.guardctl(verb)
+        assert done.returncode == 78
+        assert f"{file}: no such file" in done.stderr
+    assert site.config() == before
+    site.postfix.submit()
+
+
+def test_a_table_of_submitters_that_is_there(site: Site) -> None:
+    site.lab.write("/etc/submitters", "root x\n")
+    site.write_table('authorized_submit_users = ["texthash:/etc/submitters"]\n')
+    site.does("apply")
+    site.postfix.submit()
+
+
 # ---- doctor
 
 

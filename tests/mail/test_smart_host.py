@@ -137,6 +137,21 @@ def test_mailchannels(site: Site) -> None:
     assert site.postconf("-h", "relayhost").strip() == "smtp.mailchannels.net"
 
 
+@pytest.mark.parametrize("file", ["/etc/none.pem", "/etc", "/etc/hosts", "/run/pipe"])
+def test_authorities_that_postfix_cannot_load_are_refused(
+    site: Site, file: str
+) -> None:
+    site.lab.check(["sh", "-c", "test -p /run/pipe || mkfifo /run/pipe"])
+    before = site.config()
+    for tls in ("secure", "encrypt"):
+        site.write_table(table(tls=f'"{tls}"', ca_file=f'"{file}"'))
+        for verb in ("plan", "apply"):
+            done = site.guardctl(verb)
+            assert done.returncode == 78
+            assert f"ca_file: {file}: " in done.stderr
+    assert site.config() == before
+
+
 def test_false_takes_it_out_again(site: Site) -> None:
     before = site.config()
     site.write_table(table())
