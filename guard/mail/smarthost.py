@@ -78,13 +78,21 @@ def reject_unusable(smart_host: SmartHost) -> None:
 
     It would defer all mail: "our TLS engine is unavailable". `postfix check` is silent.
     """
-    if authorities := ca_file(smart_host):
-        try:
-            _trusting(authorities)
-        except ValueError as error:
+    authorities = ca_file(smart_host)
+    if authorities is None:
+        if smart_host.tls in CHECKED:
             raise MailError(
-                f"ca_file: {error}", hint="name a file of certificates in PEM"
-            ) from None
+                f"smart_host: tls is {smart_host.tls!r}, and this host has no file of"
+                " authorities to check certificates by",
+                hint="apt install ca-certificates, or name one: ca_file",
+            )
+        return
+    try:
+        _trusting(authorities)
+    except ValueError as error:
+        raise MailError(
+            f"ca_file: {error}", hint="name a file of certificates in PEM"
+        ) from None
 
 
 def _trusting(authorities: Path | None) -> ssl.SSLContext:

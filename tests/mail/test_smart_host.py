@@ -152,6 +152,17 @@ def test_authorities_that_postfix_cannot_load_are_refused(
     assert site.config() == before
 
 
+def test_checked_where_no_authorities_are_is_refused(site: Site) -> None:
+    """All mail would wait: no certificate is trusted then."""
+    site.write_table(table(tls='"secure"'))
+    assert site.guardctl("plan").returncode == 1
+    system = "/etc/ssl/certs/ca-certificates.crt"
+    site.lab.check(["mount", "--bind", "/dev/null", system])
+    done = site.guardctl("plan")
+    assert done.returncode == 78
+    assert "ca_file" in done.stderr
+
+
 def test_false_takes_it_out_again(site: Site) -> None:
     before = site.config()
     site.write_table(table())
