@@ -47,8 +47,8 @@ End = tuple[str, int]
 _LOOK_SECONDS = 1.0  # is the socket still there?
 _MOST_CLIENTS = 700  # of the 1024 descriptors of a process; smtpds are 100
 _READ_BYTES = 64 * 1024
-# Where nothing is decided, messages are answered at once and read together: what is
-# done for each alone takes three times as long, most of it to come back to it.
+# Where nothing is decided, messages are answered at once and read together: to come
+# back to each alone is most of what it costs.
 _GATHER_SECONDS = 0.01
 _MOST_GATHERED = 64
 # How long a thread that computes may let this one wait; Python's default of 5 ms is
